@@ -1,0 +1,1 @@
+"""The `credits` command: wiring of the other packages, and tables for people."""

@@ -1,0 +1,1 @@
+"""The enforcer: answers admission hooks and acts when credits run out."""

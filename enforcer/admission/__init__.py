@@ -1,0 +1,1 @@
+"""Ways in: what a scheduler asks before it takes a job."""

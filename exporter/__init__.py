@@ -1,0 +1,1 @@
+"""The exporter: asks the schedulers what runs, charges it to the ledger, serves `/metrics`."""

@@ -1,0 +1,1 @@
+"""One module per kind of scheduler; each turns what the scheduler says into a `Snapshot`."""

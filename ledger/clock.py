@@ -1,0 +1,53 @@
+"""Instants as integers of microseconds since 1970 (UTC), and their RFC 3339 text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+Clock = Callable[[], int]
+"""Gives now, in microseconds since 1970."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_US = timedelta(microseconds=1)
+
+
+def now_us() -> int:
+    """The wall clock, in microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def to_us(moment: datetime) -> int:
+    """An aware datetime as microseconds since 1970, exactly.
+
+    Raises: ValueError for a datetime without a zone.
+    """
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment.isoformat()} has no time zone")
+    return (moment - _EPOCH) // _US
+
+
+def from_us(us: int) -> datetime:
+    """Microseconds since 1970 as an aware datetime in UTC."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+def parse_time(text: str) -> int:
+    """RFC 3339 text (`2026-11-22T10:00:00Z`, any offset) as microseconds since 1970.
+
+    Raises: ValueError, with what would be right.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except (ValueError, TypeError):
+        raise ValueError(f"{text!r} is not a time like 2026-11-22T10:00:00Z") from None
+    if moment.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone; write 2026-11-22T10:00:00Z")
+    return to_us(moment)
+
+
+def format_time(us: int) -> str:
+    """Microseconds since 1970 as RFC 3339 in UTC with `Z`, with a fraction only where there is one."""
+    text = from_us(us).isoformat()
+    return text.removesuffix("+00:00") + "Z"

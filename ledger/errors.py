@@ -1,0 +1,34 @@
+"""Everything the ledger raises. A refusal is a value (`Decision`); only faults are exceptions."""
+
+from __future__ import annotations
+
+
+class CreditsError(Exception):
+    """Something went wrong in Apolo Credits."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.__class__.__doc__)
+
+
+class LedgerUnavailable(CreditsError):
+    """The ledger's server cannot be reached or does not answer in time; a retry is safe."""
+
+
+class LedgerDamaged(CreditsError):
+    """The ledger's server answers with data that is not the ledger it was."""
+
+
+class IdempotencyConflict(CreditsError):
+    """The idempotency key is known, with another body."""
+
+
+class UnknownOrg(CreditsError):
+    """No org of this name."""
+
+
+class InvalidRequest(CreditsError):
+    """A value is not acceptable; the message names it and says what would be."""
+
+
+class DataDirBusy(CreditsError):
+    """Another process already serves this data directory."""

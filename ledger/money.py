@@ -1,0 +1,88 @@
+"""Exact amounts: integers of micro-credits inside, decimal strings outside.
+
+Rates are integers of nano-credits an hour. The cost of a workload over an interval is kept as an exact
+integer numerator over `COST_DENOMINATOR`, and becomes micro-credits only in a floor.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation, localcontext
+from typing import Final
+
+MICRO: Final = 1_000_000
+NANO: Final = 1_000_000_000
+GB: Final = 1_000_000_000
+"""Bytes of one GB, and the units of a workload that is not billed by size (see `UNIT`)."""
+UNIT: Final = GB
+"""Units of a job or an app: rate (nano-credits/h) x units (1e-9) x time (us) is its cost numerator."""
+HOUR_US: Final = 3_600_000_000
+MICRO_MAX: Final = 2**53 - 1
+"""Largest amount: Redis' Lua numbers are doubles, exact up to here (about 9.007e9 credits)."""
+COST_DENOMINATOR: Final = HOUR_US * GB * (NANO // MICRO)
+"""numerator / COST_DENOMINATOR = micro-credits, where numerator = sum of rate_nano x units x microseconds."""
+
+
+class AmountError(ValueError):
+    """Not an exact, finite, non-negative amount within bounds."""
+
+
+def parse_decimal(text: str, digits: int, what: str = "amount") -> int:
+    """`text` as an integer of 10**-digits units, refusing what would have to be rounded.
+
+    Raises: AmountError with a sentence that names the value and what is expected.
+    """
+    try:
+        value = Decimal(text.strip())
+    except (InvalidOperation, AttributeError):
+        raise AmountError(f"{what} {text!r} is not a decimal number") from None
+    if not value.is_finite():
+        raise AmountError(f"{what} {text!r} is not finite")
+    if value and not -30 < value.adjusted() < 30:
+        raise AmountError(f"{what} {text!r} is out of range")
+    with localcontext() as context:
+        context.prec = 80
+        scaled = value.scaleb(digits)
+        if scaled != scaled.to_integral_value():
+            raise AmountError(f"{what} {text!r} has more than {digits} digits after the point")
+        return int(scaled)
+
+
+def parse_credits(text: str, what: str = "amount") -> int:
+    """A decimal string of credits as micro-credits; negative amounts are the caller's to refuse."""
+    micro = parse_decimal(text, 6, what)
+    if abs(micro) > MICRO_MAX:
+        raise AmountError(f"{what} {text!r} is larger than {format_micro(MICRO_MAX)} credits")
+    return micro
+
+
+def parse_rate(text: str, what: str = "rate") -> int:
+    """A decimal string of credits an hour (or a GB-hour) as nano-credits, at most 9 digits after the point."""
+    nano = parse_decimal(text, 9, what)
+    if nano < 0:
+        raise AmountError(f"{what} {text!r} is negative")
+    if nano > MICRO_MAX:
+        raise AmountError(f"{what} {text!r} is larger than {format_decimal(MICRO_MAX, 9)} credits")
+    return nano
+
+
+def format_decimal(value: int, digits: int) -> str:
+    """An integer of 10**-digits units as a plain decimal string without trailing zeros."""
+    whole, part = divmod(abs(value), 10**digits)
+    sign = "-" if value < 0 else ""
+    fraction = f"{part:0{digits}d}".rstrip("0")
+    return f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}"
+
+
+def format_micro(micro: int) -> str:
+    """Micro-credits as a decimal string of credits: 1234567 -> '1.234567', 500000 -> '0.5'."""
+    return format_decimal(micro, 6)
+
+
+def format_rate(nano: int) -> str:
+    """Nano-credits an hour as a decimal string of credits an hour."""
+    return format_decimal(nano, 9)
+
+
+def format_hours(us: int) -> str:
+    """Microseconds as a decimal string of hours, floored to 6 digits after the point."""
+    return format_decimal(us * MICRO // HOUR_US, 6)

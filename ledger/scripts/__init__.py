@@ -1,0 +1,1 @@
+"""The Lua scripts of the ledger, one file per operation, each with its contract on top."""
