@@ -1,4 +1,4 @@
-"""What a source of workloads is: asked for a snapshot, it says what its scheduler runs, stores and has ended."""
+"""What a source of workloads is: asked for a snapshot, it says what its scheduler runs and what has ended."""
 
 from __future__ import annotations
 

@@ -45,6 +45,16 @@ def required_name(text: str | None, missing: str) -> str:
     return sys.intern(text)
 
 
+def required_id(text: str | None) -> str:
+    """`text`, as it is: an id is seldom met twice, so sharing it would only cost memory.
+
+    Raises: Unbillable(BAD_NAME) where it is not a name.
+    """
+    if not text or not is_name(text):
+        raise Unbillable(BAD_NAME)
+    return text
+
+
 def optional_name(text: str | None) -> str:
     """`text`, or "" where it is None or empty. Raises: Unbillable(BAD_NAME)."""
     return required_name(text, BAD_NAME) if text else ""
