@@ -15,38 +15,154 @@ class Metric(NamedTuple):
 
 
 SPENT: Final = Metric(
-    "credits_spent_total", "counter", ("cluster", "org", "project", "user", "kind", "resource", "app"),
+    "credits_spent_total",
+    "counter",
+    ("cluster", "org", "project", "user", "kind", "resource", "app"),
     "Credits spent. The resource is a preset, an app or a storage class.",
 )
-GRANTED: Final = Metric("credits_granted_total", "counter", ("org", "source"), "Credits granted, by source of the grant.")
+GRANTED: Final = Metric(
+    "credits_granted_total", "counter", ("org", "source"), "Credits granted, by source of the grant."
+)
 AVAILABLE: Final = Metric("credits_available", "gauge", ("org",), "Credits granted - expired - spent - held.")
 HELD: Final = Metric("credits_held", "gauge", ("org",), "Credits set aside for admitted and running work.")
 OVERDRAFT: Final = Metric("credits_overdraft", "gauge", ("org",), "Credits spent beyond what was granted.")
 BUDGET_LIMIT: Final = Metric(
-    "credits_budget_limit", "gauge", ("org", "project", "user", "period"), "What a budget allows in its current period."
+    "credits_budget_limit",
+    "gauge",
+    ("org", "project", "user", "period"),
+    "What a budget allows in its current period.",
 )
 BUDGET_REMAINING: Final = Metric(
-    "credits_budget_remaining", "gauge", ("org", "project", "user", "period"), "What is left of a budget in its current period."
+    "credits_budget_remaining",
+    "gauge",
+    ("org", "project", "user", "period"),
+    "What is left of a budget in its current period.",
 )
-BURN_RATE: Final = Metric("credits_burn_rate", "gauge", ("cluster", "org", "project"), "Credits per hour that what runs now costs.")
+BURN_RATE: Final = Metric(
+    "credits_burn_rate", "gauge", ("cluster", "org", "project"), "Credits per hour that what runs now costs."
+)
 EXHAUSTION: Final = Metric(
-    "credits_exhaustion_timestamp_seconds", "gauge", ("org",),
+    "credits_exhaustion_timestamp_seconds",
+    "gauge",
+    ("org",),
     "When the org's credits run out at the present burn rate; absent while nothing burns.",
 )
-RATE: Final = Metric("credits_rate", "gauge", ("cluster", "kind", "resource"), "Rates in force: credits per hour, of storage per GB-hour.")
-WORKLOADS: Final = Metric("credits_workloads", "gauge", ("cluster", "org", "project", "kind", "resource"), "Workloads that are billed now.")
-STORAGE_BYTES: Final = Metric("credits_storage_bytes", "gauge", ("cluster", "org", "project", "storage_class"), "Bytes stored that are billed now.")
-SOURCE_UP: Final = Metric("credits_source_up", "gauge", ("source",), "1 if the last round of the source succeeded.")
+RATE: Final = Metric(
+    "credits_rate",
+    "gauge",
+    ("cluster", "kind", "resource"),
+    "Rates in force: credits per hour, of storage per GB-hour.",
+)
+WORKLOADS: Final = Metric(
+    "credits_workloads",
+    "gauge",
+    ("cluster", "org", "project", "kind", "resource"),
+    "Workloads that are billed now.",
+)
+STORAGE_BYTES: Final = Metric(
+    "credits_storage_bytes",
+    "gauge",
+    ("cluster", "org", "project", "storage_class"),
+    "Bytes stored that are billed now.",
+)
+SOURCE_UP: Final = Metric(
+    "credits_source_up", "gauge", ("source",), "1 if the last round of the source succeeded."
+)
 SOURCE_LAST_SUCCESS: Final = Metric(
-    "credits_source_last_success_timestamp_seconds", "gauge", ("source",), "When the source last gave a usable snapshot."
+    "credits_source_last_success_timestamp_seconds",
+    "gauge",
+    ("source",),
+    "When the source last gave a usable snapshot.",
 )
-SOURCE_DURATION: Final = Metric("credits_source_duration_seconds", "gauge", ("source",), "How long the last fetch of the source took.")
-METER_LAG: Final = Metric("credits_meter_lag_seconds", "gauge", ("source",), "Age of the instant up to which the source's workloads are charged.")
-ROUND_DURATION: Final = Metric("credits_meter_round_duration_seconds", "gauge", ("source",), "How long the last metering round took, fetch to commit.")
+SOURCE_DURATION: Final = Metric(
+    "credits_source_duration_seconds", "gauge", ("source",), "How long the last fetch of the source took."
+)
+METER_LAG: Final = Metric(
+    "credits_meter_lag_seconds",
+    "gauge",
+    ("source",),
+    "Age of the instant up to which the source's workloads are charged.",
+)
+ROUND_DURATION: Final = Metric(
+    "credits_meter_round_duration_seconds",
+    "gauge",
+    ("source",),
+    "How long the last metering round took, fetch to commit.",
+)
 UNBILLABLE: Final = Metric(
-    "credits_unbillable_workloads_total", "counter", ("source", "reason"), "Workloads that could not be charged, once each a reason."
+    "credits_unbillable_workloads_total",
+    "counter",
+    ("source", "reason"),
+    "Workloads that could not be charged, once each a reason.",
 )
-RELOAD_OK: Final = Metric("credits_config_last_reload_successful", "gauge", (), "1 if the configuration on disk is the one in force.")
-RELOAD_TIME: Final = Metric("credits_config_last_reload_success_timestamp_seconds", "gauge", (), "When the configuration was last read successfully.")
-ADMISSIONS: Final = Metric("credits_admissions_total", "counter", ("decision", "reason"), "Admission decisions, by decision and code.")
-ADMISSION_DURATION: Final = Metric("credits_admission_duration_seconds", "histogram", (), "How long an admission decision took.")
+RELOAD_OK: Final = Metric(
+    "credits_config_last_reload_successful",
+    "gauge",
+    (),
+    "1 if the configuration on disk is the one in force.",
+)
+RELOAD_TIME: Final = Metric(
+    "credits_config_last_reload_success_timestamp_seconds",
+    "gauge",
+    (),
+    "When the configuration was last read successfully.",
+)
+ADMISSIONS: Final = Metric(
+    "credits_admissions_total",
+    "counter",
+    ("decision", "reason"),
+    "Admission decisions, by decision and code.",
+)
+ADMISSION_DURATION: Final = Metric(
+    "credits_admission_duration_seconds", "histogram", (), "How long an admission decision took."
+)
+
+LEDGER_EPOCH: Final = Metric(
+    "credits_ledger_epoch_timestamp_seconds",
+    "gauge",
+    (),
+    "Instant from which the ledger charges; nothing before it was spent.",
+)
+LEDGER_DRIFT: Final = Metric(
+    "credits_ledger_drift",
+    "gauge",
+    (),
+    "Credits by which totals and their parts differed at the last check; 0 where all is well.",
+)
+LEDGER_VERIFIED: Final = Metric(
+    "credits_ledger_verified_timestamp_seconds",
+    "gauge",
+    (),
+    "When the ledger's totals were last checked against their parts.",
+)
+EXPIRED: Final = Metric(
+    "credits_expired_total", "counter", ("org",), "Credits of grants that expired unspent."
+)
+HOLDS: Final = Metric(
+    "credits_holds", "gauge", ("org",), "Holds of admitted work that has not been charged yet."
+)
+ORPHAN_HOLDS: Final = Metric(
+    "credits_orphan_holds",
+    "gauge",
+    ("org",),
+    "Holds that still set credits aside though their workload ended or they expired.",
+)
+STAGE: Final = Metric(
+    "credits_exhaustion_stage",
+    "gauge",
+    ("org",),
+    "How far an org's exhaustion went: 0 none, 1 warn, 2 block, 3 grace, 4 suspend or stop.",
+)
+UNPRICED: Final = Metric(
+    "credits_unpriced_workloads",
+    "gauge",
+    ("cluster", "kind", "resource"),
+    "Workloads that run now on a resource without a rate.",
+)
+
+STAGES: Final = ("none", "warn", "block", "grace", "suspend or stop")
+"""Names of the values of `credits_exhaustion_stage`."""
+ALLOWED: Final = "allow"
+DENIED: Final = "deny"
+SHADOWED: Final = "shadow"
+"""Values of the label `decision` of `credits_admissions_total`; `shadow`: would be denied, was let through."""
