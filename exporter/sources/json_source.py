@@ -46,7 +46,7 @@ class JsonSource:
         timeout_seconds: float = 10.0,
         bytes_max: int = BYTES_MAX,
     ) -> None:
-        if sum(way is not None for way in (path, url, command)) != 1:
+        if sum(bool(way) for way in (path, url, command)) != 1:
             raise ValueError("a json source has exactly one of path, url and command")
         self.name = name
         self.cluster = cluster
@@ -92,7 +92,7 @@ class JsonSource:
     async def _get(self) -> bytes:
         if self._url is not None:
             return await self._download(self._url)
-        assert self._path is not None, "the constructor made sure of it"  # noqa: S101
+        assert self._path is not None, "the constructor made sure of it"
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._read, self._path)
 
     def _read(self, path: Path) -> bytes:
@@ -128,9 +128,7 @@ class JsonSource:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # Some of these spell out the whole URL; those that tell of the connection do not.
             told = f": {error}" if isinstance(error, aiohttp.ClientConnectionError | OSError) else ""
-            raise SourceError(
-                f"{self.name}: {shown} cannot be fetched: {type(error).__name__}{told}"
-            ) from error
+            raise SourceError(f"{self.name}: {shown} cannot be fetched: {type(error).__name__}{told}") from error
 
     def _parse(self, data: bytes) -> Snapshot:
         if data.startswith(_GZIP_MAGIC):
