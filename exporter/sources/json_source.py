@@ -8,7 +8,7 @@ import io
 import os
 import stat
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,7 @@ from exporter.sources.base import SourceError
 from exporter.sources.command import run_command
 from exporter.sources.json_document import Cache, parse
 from ledger.clock import format_time
+from ledger.errors import CreditsError
 from ledger.model import Snapshot
 
 BYTES_MAX: Final = 512 * 1024 * 1024
@@ -31,8 +32,10 @@ _GZIP_MAGIC: Final = b"\x1f\x8b"
 class JsonSource:
     """Fetches a document from one of `path`, `url` and `command` (a string goes to /bin/sh), and reads it.
 
-    Every way may give gzip. An answer has to be whole within `timeout_seconds`. A command finds the instant
-    up to which is charged already in CREDITS_SINCE (RFC 3339, or empty), to list what has ended after it.
+    Every way may give gzip. An answer has to be whole within `timeout_seconds`. `token` gives the bearer
+    token for the server of the URL, asked at each fetch (it may be rotated) and never sent to another server.
+    A command finds the instant up to which is charged already in CREDITS_SINCE (RFC 3339, or empty), to list
+    what has ended after it.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class JsonSource:
         path: str | os.PathLike[str] | None = None,
         url: str | None = None,
         command: str | Sequence[str] | None = None,
+        token: Callable[[], str] | None = None,
         timeout_seconds: float = 10.0,
         bytes_max: int = BYTES_MAX,
     ) -> None:
@@ -52,6 +56,7 @@ class JsonSource:
         self.cluster = cluster
         self._path = None if path is None else Path(path)
         self._url = None if url is None else URL(url)
+        self._token = token
         self._argv = ("/bin/sh", "-c", command) if isinstance(command, str) else tuple(command or ())
         self._timeout_seconds = timeout_seconds
         self._bytes_max = bytes_max
@@ -113,7 +118,8 @@ class JsonSource:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
         try:
-            async with self._session.get(url, max_redirects=_REDIRECTS_MAX) as response:
+            headers = {} if self._token is None else {"Authorization": f"Bearer {self._token()}"}
+            async with self._session.get(url, headers=headers, max_redirects=_REDIRECTS_MAX) as response:
                 if response.status != 200:
                     raise SourceError(f"{self.name}: {shown} answers {response.status} {response.reason}")
                 if url.scheme == "https" and response.url.scheme != "https":
@@ -123,8 +129,10 @@ class JsonSource:
                     data += chunk
                     self._check_size(len(data))
                 return bytes(data)
-        except TimeoutError:
+        except (TimeoutError, SourceError):
             raise
+        except CreditsError as error:
+            raise SourceError(f"{self.name}: {error}") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # Some of these spell out the whole URL; those that tell of the connection do not.
             told = f": {error}" if isinstance(error, aiohttp.ClientConnectionError | OSError) else ""

@@ -20,7 +20,7 @@ DUPLICATE: Final = "duplicate"
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-class Unbillable(Exception):  # noqa: N818 - a verdict on one record, not a fault
+class Unbillable(Exception):
     """One record cannot be charged; `reason` is one of the words above."""
 
     def __init__(self, reason: str) -> None:

@@ -20,6 +20,7 @@ from aiohttp.test_utils import TestServer
 from exporter.sources.base import Source, SourceError
 from exporter.sources.json_source import JsonSource
 from ledger.clock import parse_time
+from ledger.errors import CreditsError
 
 DOCUMENT = json.dumps(
     {
@@ -151,6 +152,32 @@ async def test_redirects_are_followed_but_not_for_ever() -> None:
 
     assert "TooManyRedirects" in refusal
     assert "secret" not in refusal
+
+
+async def test_the_token_goes_to_the_server_of_the_url_and_not_where_it_redirects_to() -> None:
+    sent: list[str | None] = []
+
+    async def document(request: web.Request) -> web.Response:
+        sent.append(request.headers.get("Authorization"))
+        return web.Response(body=DOCUMENT)
+
+    async with served(document) as other:
+
+        async def redirect(request: web.Request) -> web.Response:
+            sent.append(request.headers.get("Authorization"))
+            raise web.HTTPFound(other)
+
+        async with served(redirect) as url:
+            assert await ids_from(url=url, token=lambda: "t1") == ["job-1"]
+
+    assert sent == ["Bearer t1", None]
+
+
+async def test_a_token_that_cannot_be_read_is_refused_with_the_reason() -> None:
+    def missing() -> str:
+        raise CreditsError("the secret in token.txt cannot be read")
+
+    assert "token.txt cannot be read" in await refusal_of(url="http://127.0.0.1:1/", token=missing)
 
 
 async def test_an_error_status_is_refused_without_showing_secrets_of_the_url() -> None:
