@@ -1,6 +1,6 @@
 """How dataclasses are read from YAML: each field says in its metadata how its key is read and what it means.
 
-    interval_seconds: float = field(default=15.0, metadata=key(seconds, "How often sources are asked."))
+    interval_seconds: float = field(default=15.0, metadata=setting(seconds, "How often sources are asked."))
 
 `read_section` reads a mapping by these; `config.reference` writes the documentation from the same metadata.
 """
@@ -8,15 +8,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Final, Generic, TypeVar, cast
 
 from config import yaml_nodes
-from config.problems import ConfigError, Problem, did_you_mean, nearest
+from config.problems import ConfigError, Problem, did_you_mean, nearest, shown
 from config.yaml_nodes import Node, Scalar, Sequence
 
 T = TypeVar("T")
 U = TypeVar("U")
+PROBLEMS_MAX: Final = 100
 _METADATA: Final = "config"
 
 
@@ -52,11 +54,16 @@ class At:
     secret: bool = False
 
     def refuse(self, message: str, line: int | None = None) -> None:
-        """Adds a problem at this value (or at another line of it)."""
+        """Adds a problem at this value (or at another line of it).
+
+        Raises: ConfigError once there are so many that nobody reads on.
+        """
         hidden = self.secret or not isinstance(self.node, Scalar)
         value = None if hidden else cast(Scalar, self.node).text
         place = self.node.line if line is None else line
         self.file.problems.append(Problem(self.file.name, place, ".".join(self.path), value, message))
+        if len(self.file.problems) >= PROBLEMS_MAX:
+            self.file.finish()
 
     def describe(self) -> str:
         """What stands here, for a message; never what is secret."""
@@ -77,6 +84,17 @@ class At:
             name: At(self.file, (*self.path, name), entry.value)
             for name, entry in self.node.entries.items()
         }  # fmt: skip
+
+    def known_entries(self, names: list[str], expected: str) -> dict[str, At]:
+        """The values of the mapping here by key; a key that is not in `names` is reported and left out.
+
+        Raises: Unusable when it is no mapping.
+        """
+        entries = self.entries(expected)
+        for name in [name for name in entries if name not in names]:
+            self.refuse(f"unknown key {shown(name)}{did_you_mean(name, names)}", self.line_of(name))
+            del entries[name]
+        return entries
 
     def line_of(self, name: str) -> int:
         """The line of a key of the mapping here."""
@@ -134,7 +152,7 @@ class Key:
         return [(self.name or item.name) + form for form in self.reader.forms]
 
 
-def key(reader: Reader[Any], meaning: str, name: str | None = None, absent: str | None = None) -> dict[str, Key]:
+def setting(reader: Reader[Any], meaning: str, name: str | None = None, absent: str | None = None) -> dict[str, Key]:
     """Metadata for `dataclasses.field`."""
     return {_METADATA: Key(reader, meaning, name, absent)}
 
@@ -146,44 +164,34 @@ def keys_of(section: type) -> list[tuple[Field[Any], Key]]:
     return [(item, item.metadata[_METADATA]) for item in fields(section) if _METADATA in item.metadata]
 
 
-def read_section(at: At, section: type[T], ignore: tuple[str, ...] = ()) -> T:
-    """The mapping at `at` as a dataclass; keys of `ignore` are someone else's to read.
+def read_section(
+    at: At, section: type[T], ignore: tuple[str, ...] = (), given: Mapping[str, object] | None = None
+) -> T:
+    """The mapping at `at` as a dataclass; keys of `ignore` are someone else's to read, fields of `given` are known.
 
     Raises: Unusable when something in it is not usable; all of it was looked at, then.
     """
-    entries = at.entries("a mapping of settings")
-    known = {name: item for item, spec in keys_of(section) for name in spec.names(item)}
-    faulty = False
-    for name in entries.keys() - known.keys() - set(ignore):
-        unknown_key(at, name, [*ignore, *known])
-        faulty = True
-    values: dict[str, Any] = {}
-    for item, spec in keys_of(section):
-        given = [name for name in spec.names(item) if name in entries]
-        if len(given) > 1:
-            at.refuse(f"has {' and '.join(given)}; give one of them", at.line_of(given[1]))
-            faulty = True
-        elif given:
-            try:
-                values[item.name] = spec.reader(entries[given[0]])
-            except Unusable:
-                faulty = True
+    found_before = len(at.file.problems)
+    specs = keys_of(section)
+    names = [name for item, spec in specs for name in spec.names(item)]
+    entries = at.known_entries([*ignore, *names], "a mapping of settings")
+    values: dict[str, Any] = dict(given or {})
+    for item, spec in specs:
+        present = [name for name in spec.names(item) if name in entries]
+        if len(present) > 1:
+            at.refuse(f"has {' and '.join(present)}; give one of them", at.line_of(present[1]))
+        elif present:
+            with suppress(Unusable):
+                values[item.name] = spec.reader(entries[present[0]])
         elif item.default is MISSING and item.default_factory is MISSING:
             at.refuse(f"lacks the key {' or '.join(spec.names(item))}: {spec.reader.shape}")
-            faulty = True
-    if faulty:
+    if len(at.file.problems) > found_before:
         raise Unusable
     try:
         return section(**values)
     except Refused as error:
         at.refuse(str(error))
         raise Unusable from None
-
-
-def unknown_key(at: At, name: str, known: list[str]) -> None:
-    """Reports a key nobody reads."""
-    message = f"unknown key '{name}'{did_you_mean(name, known)}"
-    at.refuse(message, at.line_of(name))
 
 
 def section(cls: type[T]) -> Reader[T]:
@@ -214,10 +222,8 @@ def list_of(reader: Reader[T]) -> Reader[tuple[T, ...]]:
             raise Refused(f"is {at.describe()}; expected a list: [{reader.shape}, ...]")
         values: list[T] = []
         for number, node in enumerate(at.node.items):
-            try:
+            with suppress(Unusable):
                 values.append(reader(At(at.file, (*at.path, str(number)), node)))
-            except Unusable:
-                continue
         if len(values) < len(at.node.items):
             raise Unusable
         return tuple(values)
@@ -232,10 +238,8 @@ def map_of(reader: Reader[T], of: str) -> Reader[dict[str, T]]:
         entries = at.entries(f"a mapping {{{of}: {reader.shape}}}")
         values: dict[str, T] = {}
         for name, value in entries.items():
-            try:
+            with suppress(Unusable):
                 values[name] = reader(value)
-            except Unusable:
-                continue
         if len(values) < len(entries):
             raise Unusable
         return values

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from config import values
-from config.fields import At, Reader, Refused, Unusable, choice, key, list_of, read_section, section, unknown_key
-from config.problems import did_you_mean
+from config.fields import At, Reader, Refused, Unusable, choice, list_of, read_section, section, setting
+from config.problems import nearest, shown
 from config.slurm_rules import AccountRule, PresetRule, SlurmRules
 from config.values import Secret
 from config.yaml_nodes import Sequence
@@ -16,9 +16,9 @@ from config.yaml_nodes import Sequence
 APOLO: Final = "platform.apolo.us/"
 NEURO: Final = "platform.neuromation.io/"
 
-_name = key(values.name, "What metrics and logs call the source; unique.", absent="TYPE-CLUSTER")
-_cluster = key(values.name, "The cluster whose rates apply.")
-_timeout = key(values.seconds, "How long one answer may take.")
+_name = setting(values.name, "What metrics and logs call the source; unique.", absent="TYPE-CLUSTER")
+_cluster = setting(values.name, "The cluster whose rates apply.")
+_timeout = setting(values.seconds, "How long one answer may take.")
 _http = values.url("http", "https")
 
 
@@ -28,13 +28,16 @@ class JsonSource:
 
     name: str = field(default="", metadata=_name)
     cluster: str = field(default="default", metadata=_cluster)
-    path: Path | None = field(default=None, metadata=key(values.path, "The file that holds the document.", absent="—"))
-    url: str | None = field(default=None, metadata=key(_http, "Where the document is fetched.", absent="—"))
+    path: Path | None = field(
+        default=None, metadata=setting(values.path, "The file that holds the document.", absent="—")
+    )
+    url: str | None = field(default=None, metadata=setting(_http, "Where the document is fetched.", absent="—"))
     command: tuple[str, ...] | str | None = field(
-        default=None, metadata=key(values.command, "What prints the document; text is for /bin/sh.", absent="—")
+        default=None, metadata=setting(values.command, "What prints the document; text is for /bin/sh.", absent="—")
     )
     token: Secret | None = field(
-        default=None, metadata=key(values.secret, "Sent to `url` as `Authorization: Bearer`.", absent="none is sent")
+        default=None,
+        metadata=setting(values.secret, "Sent to `url` as `Authorization: Bearer`.", absent="none is sent"),
     )
     timeout_seconds: float = field(default=10.0, metadata=_timeout)
 
@@ -51,14 +54,16 @@ class SlurmRest:
     """slurmrestd, instead of Slurm's commands."""
 
     url: str = field(
-        metadata=key(values.url("http", "https", "unix"), "`http://host:6820`, or `unix:///path` of its socket.")
+        metadata=setting(values.url("http", "https", "unix"), "`http://host:6820`, or `unix:///path` of its socket.")
     )
-    version: str = field(default="", metadata=key(values.name, "API version, like `v0.0.38`.", absent="newest known"))
+    version: str = field(
+        default="", metadata=setting(values.name, "API version, like `v0.0.38`.", absent="newest known")
+    )
     user: str | None = field(
-        default=None, metadata=key(values.name, "Sent as `X-SLURM-USER-NAME`.", absent="whom the token names")
+        default=None, metadata=setting(values.name, "Sent as `X-SLURM-USER-NAME`.", absent="whom the token names")
     )
     token: Secret | None = field(
-        default=None, metadata=key(values.secret, "JWT, sent as `X-SLURM-USER-TOKEN`.", absent="none is sent")
+        default=None, metadata=setting(values.secret, "JWT, sent as `X-SLURM-USER-TOKEN`.", absent="none is sent")
     )
 
 
@@ -66,26 +71,26 @@ class SlurmRest:
 class _AccountKeys:
     """Which org and project a Slurm account belongs to."""
 
-    account: str = field(metadata=key(values.glob, "The account, with `*` and `?`."))
+    account: str = field(metadata=setting(values.glob, "The account, with `*` and `?`."))
     org: str = field(
-        metadata=key(
+        metadata=setting(
             values.text,
             "The org. Words: {account}, {parent}, {top} (its ancestor below the root), {1}, {2} for each `*`.",
         )
     )
-    project: str = field(default="", metadata=key(values.glob, "The project, with the same words.", absent="none"))
+    project: str = field(default="", metadata=setting(values.glob, "The project, with the same words.", absent="none"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _PresetKeys:
     """Which preset a Slurm job runs on."""
 
-    preset: str = field(metadata=key(values.text, "The preset. Words: {partition}, {qos}."))
-    partition: str = field(default="*", metadata=key(values.glob, "The partition, with `*` and `?`."))
-    qos: str = field(default="*", metadata=key(values.glob, "The QOS, with `*` and `?`."))
+    preset: str = field(metadata=setting(values.text, "The preset. Words: {partition}, {qos}."))
+    partition: str = field(default="*", metadata=setting(values.glob, "The partition, with `*` and `?`."))
+    qos: str = field(default="*", metadata=setting(values.glob, "The QOS, with `*` and `?`."))
     gres: str | None = field(
         default=None,
-        metadata=key(
+        metadata=setting(
             values.glob,
             'One of the GRES: `gpu`, `gpu:a100`, or with its count in the job, `gpu:a100=2`; "": a job without.',
             absent="any or none",
@@ -108,20 +113,20 @@ class SlurmSource:
     name: str = field(default="", metadata=_name)
     cluster: str = field(default="default", metadata=_cluster)
     slurm_conf: Path | None = field(
-        default=None, metadata=key(values.path, "SLURM_CONF of the commands.", absent="Slurm's own default")
+        default=None, metadata=setting(values.path, "SLURM_CONF of the commands.", absent="Slurm's own default")
     )
     bin_dir: Path | None = field(
-        default=None, metadata=key(values.path, "Where squeue, sacct, sacctmgr are.", absent="searched on PATH")
+        default=None, metadata=setting(values.path, "Where squeue, sacct, sacctmgr are.", absent="searched on PATH")
     )
     run_with: tuple[str, ...] = field(
-        default=(), metadata=key(values.arguments, "Put before each command: `[ssh, login1]`.", absent="nothing")
+        default=(), metadata=setting(values.arguments, "Put before each command: `[ssh, login1]`.", absent="nothing")
     )
     rest: SlurmRest | None = field(
-        default=None, metadata=key(section(SlurmRest), "slurmrestd, instead of commands.", absent="commands")
+        default=None, metadata=setting(section(SlurmRest), "slurmrestd, instead of commands.", absent="commands")
     )
     accounts: tuple[AccountRule, ...] = field(
         default=(),
-        metadata=key(
+        metadata=setting(
             list_of(_account_rule),
             "Account to org and project: the first rule that matches decides, without a match nobody pays.",
             absent="org {top}, project {account}",
@@ -129,7 +134,7 @@ class SlurmSource:
     )
     presets: tuple[PresetRule, ...] = field(
         default=(),
-        metadata=key(
+        metadata=setting(
             list_of(_preset_rule),
             "Partition, QOS and GRES to preset: the first rule that matches decides.",
             absent="the partition",
@@ -137,13 +142,13 @@ class SlurmSource:
     )
     accounting: str = field(
         default="auto",
-        metadata=key(
+        metadata=setting(
             choice("auto", "on", "off"),
             "Whether sacct is asked for runs that squeue forgot; `auto`: where slurmdbd is configured.",
         ),
     )
     lookback_hours: float = field(
-        default=24.0, metadata=key(values.hours, "How far back the first round asks accounting for ended jobs.")
+        default=24.0, metadata=setting(values.hours, "How far back the first round asks accounting for ended jobs.")
     )
     timeout_seconds: float = field(default=20.0, metadata=_timeout)
 
@@ -159,13 +164,13 @@ class SimulatedSource:
 
     name: str = field(default="", metadata=_name)
     cluster: str = field(default="default", metadata=_cluster)
-    seed: int = field(default=1, metadata=key(values.whole_number(0, 2**32 - 1), "What chance starts from."))
+    seed: int = field(default=1, metadata=setting(values.whole_number(0, 2**32 - 1), "What chance starts from."))
     orgs: tuple[str, ...] = field(
-        default=("acme", "globex", "initech", "umbrella"), metadata=key(list_of(values.name), "Orgs that run work.")
+        default=("acme", "globex", "initech", "umbrella"), metadata=setting(list_of(values.name), "Orgs that run work.")
     )
     jobs_per_hour: float = field(
         default=12.0,
-        metadata=key(
+        metadata=setting(
             values.number("jobs an hour", 0, 1e6), "Jobs that an org of middle size submits in its busiest hour."
         ),
     )
@@ -177,17 +182,21 @@ class ApoloSource:
 
     name: str = field(default="", metadata=_name)
     cluster: str = field(default="default", metadata=_cluster)
-    url: str = field(default="https://api.apolo.us/api/v1", metadata=key(_http, "The platform's API, with `/api/v1`."))
-    token: Secret = field(metadata=key(values.secret, "A token that may read `job://CLUSTER`."))
+    url: str = field(
+        default="https://api.apolo.us/api/v1", metadata=setting(_http, "The platform's API, with `/api/v1`.")
+    )
+    token: Secret = field(metadata=setting(values.secret, "A token that may read `job://CLUSTER`."))
     platform_cluster: str | None = field(
-        default=None, metadata=key(values.name, "What Apolo calls the cluster.", absent="the same as `cluster`")
+        default=None, metadata=setting(values.name, "What Apolo calls the cluster.", absent="the same as `cluster`")
     )
     orgs: tuple[str, ...] = field(
-        default=(), metadata=key(list_of(values.name), "Only these orgs are metered.", absent="all orgs")
+        default=(), metadata=setting(list_of(values.name), "Only these orgs are metered.", absent="all orgs")
     )
     use_platform_rates: bool = field(
         default=False,
-        metadata=key(values.truth, "Take rates from the platform's config where rates.yaml has none, dated when seen."),
+        metadata=setting(
+            values.truth, "Take rates from the platform's config where rates.yaml has none, dated when seen."
+        ),
     )
     timeout_seconds: float = field(default=60.0, metadata=_timeout)
 
@@ -196,25 +205,27 @@ class ApoloSource:
 class Labels:
     """Label keys that say whose a pod is; the first that is there counts."""
 
-    org: tuple[str, ...] = field(default=(APOLO + "org", NEURO + "org"), metadata=key(list_of(values.name), "The org."))
+    org: tuple[str, ...] = field(
+        default=(APOLO + "org", NEURO + "org"), metadata=setting(list_of(values.name), "The org.")
+    )
     project: tuple[str, ...] = field(
-        default=(APOLO + "project", NEURO + "project"), metadata=key(list_of(values.name), "The project.")
+        default=(APOLO + "project", NEURO + "project"), metadata=setting(list_of(values.name), "The project.")
     )
     user: tuple[str, ...] = field(
-        default=(APOLO + "user", NEURO + "user"), metadata=key(list_of(values.name), "The user.")
+        default=(APOLO + "user", NEURO + "user"), metadata=setting(list_of(values.name), "The user.")
     )
     preset: tuple[str, ...] = field(
-        default=(APOLO + "preset", NEURO + "preset"), metadata=key(list_of(values.name), "The preset.")
+        default=(APOLO + "preset", NEURO + "preset"), metadata=setting(list_of(values.name), "The preset.")
     )
     job: tuple[str, ...] = field(
-        default=(APOLO + "job", NEURO + "job"), metadata=key(list_of(values.name), "The platform's job id.")
+        default=(APOLO + "job", NEURO + "job"), metadata=setting(list_of(values.name), "The platform's job id.")
     )
     app: tuple[str, ...] = field(
         default=(APOLO + "app-instance-name", "app.kubernetes.io/instance"),
-        metadata=key(list_of(values.name), "The app instance."),
+        metadata=setting(list_of(values.name), "The app instance."),
     )
     storage_class: tuple[str, ...] = field(
-        default=(), metadata=key(list_of(values.name), "The class of a volume.", absent="its storageClassName")
+        default=(), metadata=setting(list_of(values.name), "The class of a volume.", absent="its storageClassName")
     )
 
 
@@ -222,24 +233,24 @@ class Labels:
 class PresetSize:
     """What a pod may take on a preset, to find the preset of a pod that takes more than its label says."""
 
-    preset: str = field(metadata=key(values.name, "The preset."))
-    cpu: float = field(metadata=key(values.number("cores", 0, 1e6, "7.5"), "CPU cores."))
-    memory_gb: float = field(metadata=key(values.number("GB", 0, 1e7, "48"), "Memory, in GB of 10^9 bytes."))
-    gpus: int = field(default=0, metadata=key(values.whole_number(0, 10000), "GPUs of any make."))
+    preset: str = field(metadata=setting(values.name, "The preset."))
+    cpu: float = field(metadata=setting(values.number("cores", 0, 1e6, "7.5"), "CPU cores."))
+    memory_gb: float = field(metadata=setting(values.number("GB", 0, 1e7, "48"), "Memory, in GB of 10^9 bytes."))
+    gpus: int = field(default=0, metadata=setting(values.whole_number(0, 10000), "GPUs of any make."))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageUsage:
     """`storage_used_bytes` out of a Prometheus, the larger of doubled series."""
 
-    url: str = field(metadata=key(_http, "The Prometheus server."))
+    url: str = field(metadata=setting(_http, "The Prometheus server."))
     query: str = field(
         default="max by (org_name, project_name) (storage_used_bytes)",
-        metadata=key(values.text, "Gives bytes by `org_name` and `project_name`."),
+        metadata=setting(values.text, "Gives bytes by `org_name` and `project_name`."),
     )
-    storage_class: str = field(default="default", metadata=key(values.name, "The class it is charged as."))
+    storage_class: str = field(default="default", metadata=setting(values.name, "The class it is charged as."))
     token: Secret | None = field(
-        default=None, metadata=key(values.secret, "Sent as `Authorization: Bearer`.", absent="none is sent")
+        default=None, metadata=setting(values.secret, "Sent as `Authorization: Bearer`.", absent="none is sent")
     )
 
 
@@ -247,13 +258,13 @@ class StorageUsage:
 class KubernetesActions:
     """What may be done to pods when credits run out."""
 
-    evict: bool = field(default=True, metadata=key(values.truth, "Evict pods (disruption budgets are respected)."))
-    annotate: bool = field(default=True, metadata=key(values.truth, "Write the reason on the pod, and an event."))
+    evict: bool = field(default=True, metadata=setting(values.truth, "Evict pods (disruption budgets are respected)."))
+    annotate: bool = field(default=True, metadata=setting(values.truth, "Write the reason on the pod, and an event."))
     scale_owners: bool = field(
-        default=False, metadata=key(values.truth, "Scale owners to zero that would make the pod again.")
+        default=False, metadata=setting(values.truth, "Scale owners to zero that would make the pod again.")
     )
     grace_seconds: float = field(
-        default=30.0, metadata=key(values.number("seconds", 0, 86400, "30"), "Time between SIGTERM and SIGKILL.")
+        default=30.0, metadata=setting(values.number("seconds", 0, 86400, "30"), "Time between SIGTERM and SIGKILL.")
     )
 
 
@@ -264,37 +275,40 @@ class KubernetesSource:
     name: str = field(default="", metadata=_name)
     cluster: str = field(default="default", metadata=_cluster)
     url: str | None = field(
-        default=None, metadata=key(_http, "The API server.", absent="that of the cluster this runs in")
+        default=None, metadata=setting(_http, "The API server.", absent="that of the cluster this runs in")
     )
     token: Secret | None = field(
-        default=None, metadata=key(values.secret, "Sent as `Authorization: Bearer`.", absent="the service account's")
+        default=None,
+        metadata=setting(values.secret, "Sent as `Authorization: Bearer`.", absent="the service account's"),
     )
     ca_file: Path | None = field(
         default=None,
-        metadata=key(values.path, "Certificates to trust.", absent="the service account's, or the system's with `url`"),
+        metadata=setting(
+            values.path, "Certificates to trust.", absent="the service account's, or the system's with `url`"
+        ),
     )
     client_cert: Path | None = field(
-        default=None, metadata=key(values.path, "Client certificate, instead of a token.", absent="none")
+        default=None, metadata=setting(values.path, "Client certificate, instead of a token.", absent="none")
     )
-    client_key: Path | None = field(default=None, metadata=key(values.path, "Its key.", absent="none"))
+    client_key: Path | None = field(default=None, metadata=setting(values.path, "Its key.", absent="none"))
     selector: str = field(
-        default="", metadata=key(values.text, "Label selector of the pods that are metered.", absent="all pods")
+        default="", metadata=setting(values.text, "Label selector of the pods that are metered.", absent="all pods")
     )
     skip_namespaces: tuple[str, ...] = field(
         default=("kube-system", "kube-public", "kube-node-lease"),
-        metadata=key(list_of(values.name), "Namespaces that are neither metered nor refused anything."),
+        metadata=setting(list_of(values.name), "Namespaces that are neither metered nor refused anything."),
     )
-    labels: Labels = field(default_factory=Labels, metadata=key(section(Labels), "Labels that say whose a pod is."))
+    labels: Labels = field(default_factory=Labels, metadata=setting(section(Labels), "Labels that say whose a pod is."))
     presets: tuple[PresetSize, ...] = field(
         default=(),
-        metadata=key(list_of(section(PresetSize)), "Sizes of presets.", absent="labels are trusted"),
+        metadata=setting(list_of(section(PresetSize)), "Sizes of presets.", absent="labels are trusted"),
     )
-    volumes: bool = field(default=True, metadata=key(values.truth, "Meter persistent volume claims as storage."))
+    volumes: bool = field(default=True, metadata=setting(values.truth, "Meter persistent volume claims as storage."))
     storage: StorageUsage | None = field(
-        default=None, metadata=key(section(StorageUsage), "Shared storage, by use.", absent="not metered")
+        default=None, metadata=setting(section(StorageUsage), "Shared storage, by use.", absent="not metered")
     )
     actions: KubernetesActions = field(
-        default_factory=KubernetesActions, metadata=key(section(KubernetesActions), "What may be done to pods.")
+        default_factory=KubernetesActions, metadata=setting(section(KubernetesActions), "What may be done to pods.")
     )
     timeout_seconds: float = field(default=30.0, metadata=_timeout)
 
@@ -323,11 +337,9 @@ def _read_source(at: At) -> SourceSettings:
     entries = at.entries("a source: {type: ..., cluster: ...}")
     kinds = list(SOURCE_TYPES)
     if "type" not in entries:
-        near = [word for word in entries if did_you_mean(word, ["type"]).endswith("?")]
-        for word in near:
-            unknown_key(at, word, ["type"])
-        if not near:
-            at.refuse(f"lacks the key type: one of {', '.join(kinds)}")
+        misspelt = next((word for word in entries if nearest(word, ["type"])), None)
+        hint = f" (is {shown(misspelt)} meant to be it?)" if misspelt else ""
+        at.refuse(f"lacks the key type{hint}: one of {', '.join(kinds)}")
         raise Unusable
     kind = choice(*kinds)(entries["type"])
     settings = read_section(at, SOURCE_TYPES[kind], ignore=("type",))

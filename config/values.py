@@ -61,7 +61,7 @@ def check_name(name: str) -> str | None:
     if odd is not None:
         return f"holds the control character U+{ord(odd):04X}; a name is printable text"
     if name != name.strip():
-        return f"{shown(name)} starts or ends with a space"
+        return "starts or ends with a space"
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import yaml
 
@@ -75,27 +75,28 @@ class Sequence:
 Node = Scalar | Mapping | Sequence
 
 
-def read_yaml(path: Path) -> Node:
+def read_yaml(path: Path, problems: list[Problem]) -> Node:
     """The document in a file; an empty one is an empty mapping.
 
-    Raises: ConfigError with every fault found.
+    What is refused but does not keep the rest from being read is left out and added to `problems`.
+    Raises: ConfigError with every fault found, when there is no telling what the rest means.
     """
-    name = str(path)
+    return parse_yaml(read_bytes(path), str(path), problems)
+
+
+def read_bytes(path: Path) -> bytes:
+    """What is in a file, one byte more than BYTES_MAX at most. Raises: ConfigError."""
     try:
         with path.open("rb") as file:
-            content = file.read(BYTES_MAX + 1)
+            return file.read(BYTES_MAX + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError([Problem(name, 0, "", None, f"cannot be read: {reason}")]) from error
-    return parse_yaml(content, name)
+        raise ConfigError([Problem(str(path), 0, "", None, f"cannot be read: {reason}")]) from error
 
 
-def parse_yaml(content: bytes, name: str) -> Node:
-    """The document in `content`, called `name` in messages.
-
-    Raises: ConfigError with every fault found.
-    """
-    return _Builder(name).build(_decode(content, name))
+def parse_yaml(content: bytes, name: str, problems: list[Problem]) -> Node:
+    """As `read_yaml`, of `content`, called `name` in messages."""
+    return _Builder(name, problems).build(_decode(content, name))
 
 
 def _decode(content: bytes, name: str) -> str:
@@ -148,18 +149,15 @@ class _OpenSequence:
         self.node.items.append(value)
 
 
-class _Stop(Exception):
-    """Reading on would not find more."""
-
-
 class _Builder:
     """Makes the tree from the parser's events, without recursion, so that no input is too deep for it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, problems: list[Problem]) -> None:
         self._name = name
-        self._problems: list[Problem] = []
+        self._problems = problems
         self._stack: list[_OpenMapping | _OpenSequence] = []
         self._root: Node | None = None
+        self._started = False
 
     def build(self, text: str) -> Node:
         loader = LOADER(text)
@@ -169,16 +167,16 @@ class _Builder:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             detail = ", ".join(part for part in (error.context, error.problem) if part)
-            self._refuse(mark.line + 1 if mark else 0, f"is not YAML: {detail}")
+            self._stop(mark.line + 1 if mark else 0, f"is not YAML: {detail}")
         except (yaml.YAMLError, ValueError) as error:
-            self._refuse(0, f"is not YAML: {error}")
-        except _Stop:
-            pass
+            self._stop(0, f"is not YAML: {error}")
         finally:
             loader.dispose()
-        if self._problems:
-            raise ConfigError(self._problems)
         return Mapping(1, {}) if self._root is None else self._root
+
+    def _stop(self, line: int, message: str) -> NoReturn:
+        self._refuse(line, message)
+        raise ConfigError(self._problems)
 
     def _refuse(self, line: int, message: str, path: tuple[str, ...] | None = None) -> None:
         here = self._stack[-1].here() if self._stack else ()
@@ -186,12 +184,12 @@ class _Builder:
 
     def _take(self, loader: Any, event: Any) -> None:
         line = event.start_mark.line + 1
-        if isinstance(event, yaml.DocumentStartEvent) and self._root is not None:
-            self._refuse(line, "starts a second document; write one document to a file")
-            raise _Stop
+        if isinstance(event, yaml.DocumentStartEvent):
+            if self._started:
+                self._stop(line, "starts a second document; write one document to a file")
+            self._started = True
         if isinstance(event, yaml.AliasEvent):
-            self._refuse(line, f"alias *{event.anchor} is not allowed; write the value out")
-            raise _Stop
+            self._stop(line, f"alias *{event.anchor} is not allowed; write the value out")
         if isinstance(event, yaml.NodeEvent):
             self._check_plain(event, line)
         if isinstance(event, yaml.ScalarEvent):
@@ -237,11 +235,9 @@ class _Builder:
 
     def _open(self, mapping: bool, line: int) -> None:
         if self._awaiting_key() is not None:
-            self._refuse(line, "a mapping or a list cannot be a key; write text")
-            raise _Stop
+            self._stop(line, "a mapping or a list cannot be a key; write text")
         if len(self._stack) >= DEPTH_MAX:
-            self._refuse(line, f"is nested deeper than {DEPTH_MAX} levels")
-            raise _Stop
+            self._stop(line, f"is nested deeper than {DEPTH_MAX} levels")
         path = self._stack[-1].here() if self._stack else ()
         if mapping:
             self._stack.append(_OpenMapping(Mapping(line, {}), path))

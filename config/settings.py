@@ -1,0 +1,264 @@
+"""`settings.yaml` as frozen dataclasses. An empty file is enough to run a simulated cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from config import values
+from config.fields import At, File, Reader, Refused, Unusable, choice, map_of, read_section, section, setting
+from config.problems import Problem
+from config.sources import SimulatedSource, SourceSettings, sources
+from config.values import Address
+from config.yaml_nodes import read_yaml
+from ledger.errors import CreditsError
+from ledger.money import parse_credits
+
+DEFAULT_PATH: Final = Path("config/settings.yaml")
+REDIS_URL_VARIABLE: Final = "CREDITS_REDIS_URL"
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
+_mode = choice("enforce", "shadow", "off")
+
+
+def check_redis_url(text: str) -> str:
+    """`embedded`, or the URL of a Redis or Valkey. Raises: Refused, not repeating it, for it may hold a password."""
+    if text == "embedded":
+        return text
+    try:
+        parts = urlsplit(text)
+        server = parts.path if parts.scheme == "unix" else parts.netloc.rpartition("@")[2]
+    except ValueError:
+        raise Refused("is not a URL") from None
+    if parts.scheme not in REDIS_SCHEMES:
+        schemes = ", ".join(f"{scheme}://" for scheme in REDIS_SCHEMES)
+        raise Refused(f"is neither `embedded` nor a URL of {schemes}")
+    if not server or not text.isprintable() or " " in text:
+        example = "unix:///run/valkey.sock" if parts.scheme == "unix" else f"{parts.scheme}://127.0.0.1:6379"
+        raise Refused(f"names no server; write it like {example}")
+    return text
+
+
+def _read_redis_url(at: At) -> str:
+    try:
+        return check_redis_url(values.secret.read(at).read())
+    except CreditsError as error:
+        raise Refused(str(error)) from None
+
+
+def _read_credits(at: At) -> int:
+    micro = parse_credits(values.decimal_text(at, "100"))
+    if micro < 0:
+        raise Refused(f"is {at.describe()}; expected credits, at least 0")
+    return micro
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisSettings:
+    """The server that holds the ledger."""
+
+    url: str = field(
+        default="embedded",
+        repr=False,
+        metadata=setting(
+            Reader("`embedded` or URL", _read_redis_url, secret=True, forms=values.secret.forms),
+            "`embedded` is a server of our own in `data_dir`; else Redis >= 7.0 or Valkey by a URL of redis://, "
+            f"rediss://, unix://, redis+sentinel:// or redis+cluster://. {REDIS_URL_VARIABLE} in the environment "
+            "goes before it.",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metering:
+    """How workloads become charges."""
+
+    interval_seconds: float = field(
+        default=15.0,
+        metadata=setting(values.seconds, "How often sources are asked. How fresh totals are, never what they are."),
+    )
+    epoch_us: int | None = field(
+        default=None,
+        metadata=setting(
+            values.time,
+            "Nothing before this instant is charged.",
+            name="epoch",
+            absent="the first start of the ledger",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """Certificates of a listener; the files are read again when they change."""
+
+    cert: Path = field(metadata=setting(values.path, "Certificate chain, PEM."))
+    key: Path = field(metadata=setting(values.path, "Its private key, PEM."))
+    client_ca: Path | None = field(
+        default=None,
+        metadata=setting(values.path, "Who signs certificates that clients must show.", absent="none asked"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExporterSettings:
+    """The process that meters, and serves Prometheus."""
+
+    listen: Address = field(
+        default=Address("127.0.0.1", 9470), metadata=setting(values.address, "Where `/metrics` is served.")
+    )
+
+    @property
+    def host(self) -> str:
+        """The interface, "" for all."""
+        return self.listen.host
+
+    @property
+    def port(self) -> int:
+        """The port, 0 for any that is free."""
+        return self.listen.port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnforcerSettings:
+    """The process that admits work, and serves the API and the console."""
+
+    listen: Address = field(
+        default=Address("127.0.0.1", 9471), metadata=setting(values.address, "Where the API is served.")
+    )
+    tls: Tls | None = field(default=None, metadata=setting(section(Tls), "Serve https.", absent="http"))
+
+    @property
+    def host(self) -> str:
+        """The interface, "" for all."""
+        return self.listen.host
+
+    @property
+    def port(self) -> int:
+        """The port, 0 for any that is free."""
+        return self.listen.port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionSettings:
+    """What has to be there for work to start."""
+
+    mode: str = field(
+        default="enforce",
+        metadata=setting(
+            _mode, "`shadow` decides, journals and lets everything pass; `off` lets pass and counts nothing."
+        ),
+    )
+    clusters: Mapping[str, str] = field(
+        default_factory=dict, metadata=setting(map_of(_mode, "CLUSTER"), "Clusters with another mode.", absent="none")
+    )
+    hold_minutes: float = field(
+        default=15.0,
+        metadata=setting(values.minutes, "Work needs credits for this long, or its time limit if that is shorter."),
+    )
+    unknown_org: str = field(
+        default="deny", metadata=setting(choice("deny", "allow"), "What is said to an org the ledger does not know.")
+    )
+    on_ledger_down: str = field(
+        default="deny", metadata=setting(choice("deny", "allow"), "What is said while the ledger is out of reach.")
+    )
+    allow_cap_micro: int = field(
+        default=100_000_000,
+        metadata=setting(
+            Reader("credits", _read_credits),
+            "With `on_ledger_down: allow`: how much an org may start, in credits, until the ledger is back.",
+            name="allow_cap_credits",
+            absent="100",
+        ),
+    )
+    decision_seconds: float = field(
+        default=1.0,
+        metadata=setting(values.number("seconds", 0.01, 30.0, "1"), "A decision never takes longer than this."),
+    )
+
+    def mode_of(self, cluster: str) -> str:
+        """The mode in a cluster."""
+        return self.clusters.get(cluster, self.mode)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exhaustion:
+    """What happens to an org that runs out."""
+
+    warn_hours_left: float = field(
+        default=24.0, metadata=setting(values.hours, "The org is warned when credits last no longer than this.")
+    )
+    grace_minutes: float = field(
+        default=10.0, metadata=setting(values.minutes, "Between the signal to running work and what comes `then`.")
+    )
+    then: str = field(
+        default="block",
+        metadata=setting(
+            choice("block", "suspend", "stop"),
+            "`block` refuses new work only; `suspend` and `stop` also act on what runs, after the grace.",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings. Paths are relative to the working directory."""
+
+    path: Path
+    """The file they were read from."""
+    redis: RedisSettings = field(
+        default_factory=RedisSettings, metadata=setting(section(RedisSettings), "The server that holds the ledger.")
+    )
+    data_dir: Path = field(default=Path("var"), metadata=setting(values.path, "Data of the embedded server."))
+    rates: Path = field(
+        default=Path("config/rates.yaml"),
+        metadata=setting(values.path, "The file of rates; edits take effect at once."),
+    )
+    metering: Metering = field(
+        default_factory=Metering, metadata=setting(section(Metering), "How workloads become charges.")
+    )
+    sources: tuple[SourceSettings, ...] = field(
+        default=(SimulatedSource(name="simulated-default"),),
+        metadata=setting(sources, "Where workloads come from.", absent="a simulated cluster `default`"),
+    )
+    exporter: ExporterSettings = field(
+        default_factory=ExporterSettings, metadata=setting(section(ExporterSettings), "Meters, and serves Prometheus.")
+    )
+    enforcer: EnforcerSettings = field(
+        default_factory=EnforcerSettings, metadata=setting(section(EnforcerSettings), "Admits, serves API and console.")
+    )
+    admission: AdmissionSettings = field(
+        default_factory=AdmissionSettings, metadata=setting(section(AdmissionSettings), "What work needs to start.")
+    )
+    exhaustion: Exhaustion = field(
+        default_factory=Exhaustion, metadata=setting(section(Exhaustion), "What happens to an org that runs out.")
+    )
+
+
+def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
+    """The settings in a file, completed from the environment.
+
+    Raises: ConfigError with everything that is wrong.
+    """
+    file = File(str(path), environ, [])
+    redis = _redis_from(environ, file)
+    settings = None
+    with suppress(Unusable):
+        settings = read_section(At(file, (), read_yaml(path, file.problems)), Settings, given={"path": path})
+    file.finish()
+    assert settings is not None, "what is unusable is reported"
+    return settings if redis is None else replace(settings, redis=redis)
+
+
+def _redis_from(environ: Mapping[str, str], file: File) -> RedisSettings | None:
+    url = environ.get(REDIS_URL_VARIABLE)
+    if not url:
+        return None
+    try:
+        return RedisSettings(url=check_redis_url(url))
+    except Refused as error:
+        file.problems.append(Problem("environment", 0, REDIS_URL_VARIABLE, None, str(error)))
+        return None
