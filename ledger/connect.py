@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, UnixDomainSocketConnection
-from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.cluster import ClusterNode, ClusterPipeline
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
@@ -44,6 +44,7 @@ T = TypeVar("T")
 META_KEY = "credits:meta"
 LEDGER_ID = "ledger_id"
 _TIMEOUT_SECONDS = 5.0
+_AGAIN_SECONDS = 10.0
 _CONNECTIONS_MAX = 32
 _VERSION_MIN = (7, 0)
 _PAUSES_SECONDS = (0.02, 0.1, 0.4, 1.0)
@@ -87,7 +88,7 @@ async def connect(url: str, data_dir: Path | None) -> AsyncIterator[Client]:
             )
             where = f"the embedded server of {data_dir}"
         else:
-            client, where = _client(url), _where(url)
+            client, where = _client(url, stack), _where(url)
         stack.push_async_callback(client.aclose)
         await _check_server(client, where)
         if url == "embedded":
@@ -104,7 +105,7 @@ async def again(call: Callable[[], Awaitable[T]], pauses: tuple[float, ...] = _P
     Only for calls that have the same effect once or often. No new try starts 10 s after the first.
     Raises: LedgerUnavailable at last; any other error of the server at once.
     """
-    deadline = time.monotonic() + 2 * _TIMEOUT_SECONDS
+    deadline = time.monotonic() + _AGAIN_SECONDS
     for pause in (*pauses, None):
         try:
             return await call()
@@ -129,7 +130,7 @@ async def check_marker(client: Client, data_dir: Path) -> None:
     Raises: LedgerDamaged, with the remedy.
     """
     expected = read_marker(data_dir)
-    answer: Any = await client.hget(META_KEY, LEDGER_ID)  # type: ignore[misc]
+    answer: Any = await client.hget(META_KEY, LEDGER_ID)
     found = answer.decode() if answer else None
     if expected is None:
         if found is not None:
@@ -192,26 +193,54 @@ class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
     """Connections to the primary that Sentinel names; waits for a free one when all are in use."""
 
 
-def _client(url: str) -> Client:
+class _Cluster(RedisCluster):
+    """A cluster whose pipelines, like its commands, look again where everything is after a lost connection."""
+
+    def pipeline(self, transaction: Any | None = None, shard_hint: Any | None = None) -> ClusterPipeline:
+        return _Pipeline(self, transaction)  # type: ignore[abstract]
+
+    async def look_again(self) -> None:
+        """Drops the connections kept to each node (each would fail in turn) and asks for the slots anew."""
+        for node in self.get_nodes():
+            node.update_active_connections_for_reconnect()
+            await node.disconnect_free_connections()
+        self._initialize = True
+
+
+class _Pipeline(ClusterPipeline):
+    async def execute(self, raise_on_error: bool = True, allow_redirections: bool = True) -> list[Any]:
+        cluster = self.cluster_client
+        assert isinstance(cluster, _Cluster)
+        try:
+            results: list[Any] = await super().execute(raise_on_error, allow_redirections)
+        except _PASSING:
+            await cluster.look_again()
+            raise
+        if any(isinstance(result, _PASSING) for result in results):
+            await cluster.look_again()
+        return results
+
+
+def _client(url: str, stack: AsyncExitStack) -> Client:
     parts = urlsplit(url)
     try:
         if parts.scheme in ("redis", "rediss", "unix"):
             return Redis.from_pool(BlockingConnectionPool.from_url(url, **_pool_options()))
         if parts.scheme == "redis+cluster":
-            return RedisCluster(
+            return _Cluster(
                 startup_nodes=[ClusterNode(host, port) for host, port in _hosts(parts, 6379)],
                 max_connections=_CONNECTIONS_MAX * 8,  # raises when exceeded instead of waiting
                 **_login(parts),
                 **_connection_options(),
             )
         if parts.scheme == "redis+sentinel":
-            return _sentinel(parts)
+            return _sentinel(parts, stack)
     except ValueError as e:
         raise InvalidRequest(f"redis.url {_where(url)}: {e}; write one of: {_FORMS}") from e
     raise InvalidRequest(f"redis.url {_where(url)} is none of: {_FORMS}")
 
 
-def _sentinel(parts: SplitResult) -> Redis:
+def _sentinel(parts: SplitResult, stack: AsyncExitStack) -> Redis:
     """The password in the url is that of the servers; `?sentinel_password=` that of the sentinels."""
     service, _, db = parts.path.strip("/").partition("/")
     if not service:
@@ -220,8 +249,12 @@ def _sentinel(parts: SplitResult) -> Redis:
     sentinel_login = {
         name: options[f"sentinel_{name}"] for name in ("username", "password") if f"sentinel_{name}" in options
     }
-    sentinel = Sentinel(_hosts(parts, 26379), sentinel_kwargs={**_connection_options(), **sentinel_login})
-    pool = _SentinelPool(unquote(service), sentinel, db=int(db or 0), **_login(parts), **_pool_options())
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        _hosts(parts, 26379), sentinel_kwargs={**_connection_options(), **sentinel_login}
+    )
+    for one in sentinel.sentinels:
+        stack.push_async_callback(one.aclose)
+    pool = _SentinelPool(unquote(service), sentinel, db=int(db or 0), **_login(parts), **_pool_options())  # type: ignore[no-untyped-call]
     return Redis.from_pool(pool)
 
 
@@ -235,7 +268,7 @@ def _hosts(parts: SplitResult, port: int) -> list[tuple[str, int]]:
     return hosts
 
 
-def _login(parts: SplitResult) -> dict[str, str]:
+def _login(parts: SplitResult) -> dict[str, Any]:
     username, _, password = parts.netloc.rpartition("@")[0].partition(":")
     given = {"username": unquote(username), "password": unquote(password)}
     return {name: value for name, value in given.items() if value}

@@ -1,0 +1,280 @@
+"""Orgs, their grants, balances and journals."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ledger import keys
+from ledger.clock import Clock, format_time, now_us
+from ledger.connect import Client, again
+from ledger.errors import IdempotencyConflict, InvalidRequest, UnknownOrg
+from ledger.lua import Scripts, common_keys, text
+from ledger.money import MICRO_MAX, format_micro
+from ledger.names import check_name
+
+GRANT_SOURCES = ("provision", "purchase", "refund", "gift")
+KEY_MAX = 255
+
+
+class GrantRecord(msgspec.Struct, frozen=True):
+    """A grant as it was acknowledged; amounts are decimal strings, times RFC 3339."""
+
+    key: str
+    digest: str
+    credits: str
+    source: str
+    reason: str
+    granted_at: str
+    effective_at: str
+    expires_at: str | None
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class GrantReceipt:
+    """`replayed`: the key was known with this very body, and nothing was granted again."""
+
+    record: GrantRecord
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What an org has, all of one instant. available = granted - expired - spent - held, always.
+
+    `burn_micro`: micro-credits an hour that what runs now costs. `overdraft_micro`: spent beyond what counts
+    as granted. `holds`: how many admission holds there are.
+    """
+
+    org: str
+    at_us: int
+    granted_micro: int
+    expired_micro: int
+    spent_micro: int
+    held_micro: int
+    unlimited: bool
+    burn_micro: int
+    holds: int
+    granted_by_source: Mapping[str, int]
+    known: bool
+    contact: str | None
+    policy: Mapping[str, Any]
+
+    @property
+    def left_micro(self) -> int:
+        """Granted and neither expired nor spent; negative in overdraft."""
+        return self.granted_micro - self.expired_micro - self.spent_micro
+
+    @property
+    def available_micro(self) -> int:
+        return self.left_micro - self.held_micro
+
+    @property
+    def overdraft_micro(self) -> int:
+        return max(0, -self.left_micro)
+
+    @property
+    def exhausted_us(self) -> int | None:
+        """When nothing is left at the present burn; None while nothing burns or the org is unlimited."""
+        if self.unlimited or self.burn_micro <= 0:
+            return None
+        return self.at_us + max(0, self.left_micro) * 3_600_000_000 // self.burn_micro
+
+    @property
+    def stage(self) -> str:
+        """`ok`, `warn` (less than a day left), `block` (nothing available) - by the balance alone."""
+        if self.unlimited:
+            return "ok"
+        if self.available_micro <= 0:
+            return "block"
+        exhausted = self.exhausted_us
+        return "warn" if exhausted is not None and exhausted - self.at_us < 24 * 3_600_000_000 else "ok"
+
+
+class Accounts:
+    """What admins and owners do with orgs. Every call is one atomic script."""
+
+    def __init__(self, client: Client, scripts: Scripts, clock: Clock | None = None) -> None:
+        """`clock` replaces the server's clock in tests."""
+        self._client: Any = client
+        self._scripts = scripts
+        self._clock = clock
+
+    def _now(self) -> str:
+        return str(self._clock()) if self._clock else ""
+
+    def _wall(self) -> int:
+        return self._clock() if self._clock else now_us()
+
+    async def orgs(self) -> list[str]:
+        """Names of all orgs, sorted."""
+        members = await again(lambda: self._client.smembers(keys.ORGS))
+        return sorted(text(member) for member in members)
+
+    async def upsert(
+        self,
+        org: str,
+        *,
+        who: str,
+        unlimited: bool | None = None,
+        contact: str | None = None,
+        policy: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Create or edit an org; None leaves a field. Returns `created`, `edited` or `same`.
+
+        Raises: InvalidRequest for a name that cannot be one.
+        """
+        check_name("org", org)
+        fields: list[str] = []
+        entry: dict[str, Any] = {"type": "org", "at": format_time(self._wall()), "who": who}
+        if unlimited is not None:
+            fields += ["unlimited", "1" if unlimited else ""]
+            entry["unlimited"] = unlimited
+        if contact is not None:
+            fields += ["contact", contact]
+            entry["contact"] = contact
+        if policy is not None:
+            fields += ["policy", msgspec.json.encode(policy).decode() if policy else ""]
+            entry["policy"] = dict(policy)
+        await again(lambda: self._client.sadd(keys.ORGS, org))
+        names = common_keys(keys.of_org(org))
+        answer = await self._scripts.org.durably(names, [org, msgspec.json.encode(entry), *fields])
+        return text(answer[0])
+
+    async def grant(
+        self,
+        org: str,
+        micro: int,
+        *,
+        key: str,
+        who: str,
+        source: str = "provision",
+        reason: str = "",
+        effective_us: int | None = None,
+        expires_us: int | None = None,
+    ) -> GrantReceipt:
+        """Give credits, at most once for `key`, for ever; returns once it is durable.
+
+        Creates the org where there is none. `effective_us` None: now.
+        Raises: InvalidRequest; IdempotencyConflict (same key, other body); LedgerUnavailable (retry is safe).
+        """
+        check_name("org", org)
+        if not 0 < micro <= MICRO_MAX:
+            raise InvalidRequest(
+                f"credits {format_micro(micro)}: a grant is more than 0 and at most {format_micro(MICRO_MAX)}"
+            )
+        if source not in GRANT_SOURCES:
+            raise InvalidRequest(f"source {source!r}: expected one of {', '.join(GRANT_SOURCES)}")
+        if not 0 < len(key) <= KEY_MAX or not key.isprintable():
+            raise InvalidRequest(f"idempotency key: expected 1 to {KEY_MAX} printable characters")
+        now = self._wall()
+        if effective_us is not None and expires_us is not None and expires_us <= effective_us:
+            raise InvalidRequest("expires_at is not after effective_at: the grant would never count")
+        # The body as asked, so that a retry without effective_at is the same request a minute later.
+        body = [org, micro, source, reason, effective_us, expires_us]
+        digest = hashlib.sha256(msgspec.json.encode(body)).hexdigest()
+        record = GrantRecord(
+            key, digest, format_micro(micro), source, reason, format_time(now),
+            format_time(now if effective_us is None else effective_us),
+            None if expires_us is None else format_time(expires_us), who,
+        )  # fmt: skip
+        entry = {
+            "type": "grant",
+            "at": record.granted_at,
+            "who": who,
+            "credits": record.credits,
+            "source": source,
+            "reason": reason,
+            "key": key,
+            "effective_at": record.effective_at,
+            "expires_at": record.expires_at,
+        }
+        org_keys = keys.of_org(org)
+        starts = now if effective_us is None else effective_us
+        ends = "" if expires_us is None else str(expires_us)
+        arguments = [
+            key, msgspec.json.encode(record), digest, str(micro), source, str(starts), ends,
+            msgspec.json.encode(entry), str(MICRO_MAX), self._now(), org,
+        ]  # fmt: skip
+        await again(lambda: self._client.sadd(keys.ORGS, org))
+        answer = await self._scripts.grant.durably([*common_keys(org_keys), org_keys.grants], arguments)
+        said = text(answer[0])
+        if said == "too_large":
+            raise InvalidRequest(f"credits {format_micro(micro)}: the org would hold more than the ledger can count")
+        known = msgspec.json.decode(answer[1], type=GrantRecord)
+        if said == "conflict":
+            raise IdempotencyConflict(
+                f"idempotency key {key!r} was used at {known.granted_at} for another grant of org {org!r} "
+                f"({known.credits} credits); use a new key for a new grant"
+            )
+        return GrantReceipt(known, said == "replayed")
+
+    async def balance(self, org: str) -> Balance:
+        """Raises: UnknownOrg when nothing was ever granted to or spent by it."""
+        answer = await self._scripts.balance(common_keys(keys.of_org(org)), [self._now()])
+        if len(answer) <= 7:
+            raise UnknownOrg(f"no org {org!r}; `credits grant {org} CREDITS` creates it")
+        return _balance(org, answer)
+
+    async def balances(self) -> list[Balance]:
+        """Of all orgs, sorted by name."""
+
+        async def one(org: str) -> Balance | None:
+            try:
+                return await self.balance(org)
+            except UnknownOrg:
+                return None
+
+        found = await asyncio.gather(*(one(org) for org in await self.orgs()))
+        return [balance for balance in found if balance is not None]
+
+    async def grants(self, org: str) -> list[GrantRecord]:
+        """All grants of an org, oldest first, corrections included."""
+        fields = await again(lambda: self._client.hvals(keys.of_org(org).grants))
+        return sorted((msgspec.json.decode(f, type=GrantRecord) for f in fields), key=lambda r: (r.granted_at, r.key))
+
+    async def journal(
+        self, org: str, cursor: str | None = None, limit: int = 100
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """Entries oldest first, and the cursor of the next page (None: this was the last).
+
+        Raises: InvalidRequest for a cursor that is none.
+        """
+        start = "-" if cursor is None else f"({cursor}"
+        if cursor is not None and not all(part.isdigit() for part in cursor.split("-", 1)):
+            raise InvalidRequest(f"cursor {cursor!r} is not one this ledger gave")
+        stream = keys.of_org(org).journal
+        items = await again(lambda: self._client.xrange(stream, min=start, max="+", count=limit + 1))
+        entries = [{"id": text(i), **msgspec.json.decode(fields[b"entry"])} for i, fields in items[:limit]]
+        return entries, text(items[limit - 1][0]) if len(items) > limit else None
+
+
+def _balance(org: str, answer: list[Any]) -> Balance:
+    at, granted, expired, spent, held, running, holds = (int(value) for value in answer[:7])
+    fields = {text(k): text(v) for k, v in zip(answer[7::2], answer[8::2], strict=True)}
+    unlimited = fields.get("unlimited") == "1"
+    left = granted - expired - spent
+    if not unlimited:
+        # What running work is to have set aside is held as far as there is something left to hold.
+        running = min(running, max(0, left - held))
+    return Balance(
+        org=org,
+        at_us=at,
+        granted_micro=granted,
+        expired_micro=expired,
+        spent_micro=spent,
+        held_micro=held + running,
+        unlimited=unlimited,
+        burn_micro=sum(int(v) for k, v in fields.items() if k.startswith("burn:")),
+        holds=holds,
+        granted_by_source={k.removeprefix("granted:"): int(v) for k, v in fields.items() if k.startswith("granted:")},
+        known=fields.get("known") == "1",
+        contact=fields.get("contact"),
+        policy=msgspec.json.decode(fields["policy"]) if fields.get("policy") else {},
+    )

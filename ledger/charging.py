@@ -1,0 +1,210 @@
+"""The exporter's side of the ledger: read an org's state, commit a round's plan, find what is charged already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from ledger import keys
+from ledger.budgets import decode_budgets
+from ledger.clock import Clock, now_us
+from ledger.connect import Client, again
+from ledger.errors import LedgerDamaged
+from ledger.lua import Scripts, text
+from ledger.org_state import OrgState, decode_amounts, decode_rows
+from ledger.plan import Plan, pack
+from ledger.runs import Run, RunKey, field_of
+
+BATCH = 5000
+"""Fields asked for or written in one command, so that no command holds up the server for long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who is charged for a workload: the org, since when, and what was carried over from the org before."""
+
+    org: str
+    since_us: int = 0
+    carry: int = 0
+    leg: int = 0
+
+    def encode(self) -> str:
+        return keys.US.join((self.org, str(self.since_us), str(self.carry), str(self.leg)))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Claim:
+        org, since, carry, leg = data.decode().split(keys.US)
+        return cls(org, int(since), int(carry), int(leg))
+
+
+class Charging:
+    """Reads and writes what rounds need. One commit is one script: all or nothing, at most once."""
+
+    def __init__(self, client: Client, scripts: Scripts, clock: Clock | None = None) -> None:
+        self._client: Any = client
+        self._scripts = scripts
+        self._clock = clock
+
+    async def load(self, org: str) -> OrgState:
+        """An org's state of one instant. The runs have no rate line yet.
+
+        Raises: LedgerUnavailable; LedgerDamaged when what is stored is not a state.
+        """
+        names = keys.of_org(org)
+
+        async def read() -> list[Any]:
+            async with self._client.pipeline(transaction=True) as pipe:
+                for name in (names.org, names.rows, names.spent, names.runs, names.budgets):
+                    pipe.hgetall(name)
+                result: list[Any] = await pipe.execute()
+                return result
+
+        while True:
+            fields, rows, spent, runs, budgets = await again(read)
+            state = _state(org, fields, rows, spent, runs, budgets)
+            for source in state.marks:
+                running = await again(partial(self._client.hgetall, names.running_of(source)))
+                state.running[source] = {text(tier): int(micro) for tier, micro in running.items()}
+            token = await again(lambda: self._client.hget(names.org, "commit"))
+            if text(token) == state.token:
+                return state
+
+    async def commit(self, plan: Plan, state: OrgState) -> bool:
+        """Write a plan computed from `state`, at most once. False: the org changed meanwhile, read it again.
+
+        On success `state` has the new token, mark, running holds and totals.
+        Raises: LedgerUnavailable: nothing is known of the outcome, read the org again.
+        """
+        packed = pack(plan, state, self._clock() if self._clock else now_us())
+        now = str(self._clock()) if self._clock else ""
+        answer = await self._scripts.charge(packed.script_keys, [packed.payload, now])
+        if text(answer[0]) not in ("ok", "replayed"):
+            return False
+        state.token = packed.token
+        if plan.taken_us is not None:
+            state.marks[plan.source] = plan.taken_us
+        if plan.running is not None:
+            state.running[plan.source] = plan.running
+        for rows in plan.tally.values():
+            for row, amounts in rows.items():
+                total = state.totals.get(row)
+                if total is None:
+                    total = state.totals[row] = type(amounts)()
+                total.micro += amounts.micro
+                total.us += amounts.us
+                total.refunded_micro += amounts.refunded_micro
+                total.refunded_us += amounts.refunded_us
+        return True
+
+    async def find_ended(self, org: str, cluster: str, wanted: Sequence[RunKey]) -> dict[RunKey, Run]:
+        """The runs among `wanted` that this org was charged for and that do not go on."""
+        fields = [field_of(cluster, key) for key in wanted]
+        found = await self._many(keys.of_org(org).ended, fields)
+        return {key: Run.decode(org, data) for key, data in zip(wanted, found, strict=True) if data is not None}
+
+    async def find_claims(self, cluster: str, wanted: Sequence[RunKey]) -> dict[RunKey, Claim]:
+        """Who is charged for which of these workloads already."""
+        found = await self._many(keys.claims(cluster), [field_of("", key) for key in wanted])
+        return {key: Claim.decode(data) for key, data in zip(wanted, found, strict=True) if data is not None}
+
+    async def claim(self, cluster: str, claims: Mapping[RunKey, Claim]) -> None:
+        """Note who is charged from now on; before the first charge, so that no other org is charged as well."""
+        items = list(claims.items())
+        for start in range(0, len(items), BATCH):
+            part = {field_of("", key): claim.encode() for key, claim in items[start : start + BATCH]}
+            await again(partial(self._client.hset, keys.claims(cluster), mapping=part))
+
+    async def hold_limits(
+        self, org: str, cluster: str, wanted: Iterable[tuple[str, str | None]]
+    ) -> tuple[bool, dict[str, int]]:
+        """(has the org any hold, run time limits by workload id or hold id) of (workload id, hold id) pairs."""
+        names = keys.of_org(org)
+        if not await again(lambda: self._client.hlen(names.holds)):
+            return False, {}
+        pairs = list(wanted)
+        by_workload = await self._many(names.hold_of, [f"{cluster}{keys.US}{workload}" for workload, _ in pairs])
+        named = [
+            (hold or text(found), hold or workload) for (workload, hold), found in zip(pairs, by_workload, strict=True)
+        ]
+        asked = [(hold, label) for hold, label in named if hold]
+        records = await self._many(names.holds, [hold for hold, _ in asked])
+        limits: dict[str, int] = {}
+        for (_, label), record in zip(asked, records, strict=True):
+            limit = msgspec.json.decode(record).get("limit_us") if record is not None else None
+            if limit:
+                limits[label] = int(limit)
+        return True, limits
+
+    async def note_org(self, org: str) -> None:
+        """Make sure the org is listed."""
+        await again(lambda: self._client.sadd(keys.ORGS, org))
+
+    async def source_mark(self, source: str) -> int | None:
+        """Instant of the last snapshot of which everything was committed, None before the first."""
+        value = await again(lambda: self._client.hget(keys.SOURCES, source))
+        return None if value is None else int(value)
+
+    async def source_marks(self) -> dict[str, int]:
+        """The same of all sources that ever committed."""
+        fields = await again(lambda: self._client.hgetall(keys.SOURCES))
+        return {text(source): int(value) for source, value in fields.items()}
+
+    async def set_source_mark(self, source: str, taken_us: int) -> None:
+        """Say that everything in the snapshot of this instant is committed."""
+        await again(lambda: self._client.hset(keys.SOURCES, source, str(taken_us)))
+
+    async def count_unbillable(self, source: str, counts: Mapping[str, int]) -> None:
+        """Add to the counters of workloads that could not be charged. A lost answer may count them again."""
+        for reason, count in counts.items():
+            if count > 0:
+                name = f"{source}{keys.US}{reason}"
+                await again(partial(self._client.hincrby, keys.UNBILLABLE, name, count))
+
+    async def unbillable(self) -> dict[tuple[str, str], int]:
+        """(source, reason) -> how many so far."""
+        fields = await again(lambda: self._client.hgetall(keys.UNBILLABLE))
+        counts: dict[tuple[str, str], int] = {}
+        for name, count in fields.items():
+            source, _, reason = text(name).partition(keys.US)
+            counts[source, reason] = int(count)
+        return counts
+
+    async def _many(self, name: str, fields: Sequence[str]) -> list[bytes | None]:
+        found: list[bytes | None] = []
+        for start in range(0, len(fields), BATCH):
+            part = list(fields[start : start + BATCH])
+            found += await again(partial(self._client.hmget, name, part))
+        return found
+
+
+def _state(
+    org: str,
+    fields: dict[bytes, bytes],
+    rows: dict[bytes, bytes],
+    spent: dict[bytes, bytes],
+    runs: dict[bytes, bytes],
+    budgets: dict[bytes, bytes],
+) -> OrgState:
+    facts = {text(k): text(v) for k, v in fields.items()}
+    try:
+        state = OrgState(
+            org,
+            token=facts.get("commit", ""),
+            budget_rev=facts.get("budget_rev", "0"),
+            marks={k.removeprefix("mark:"): int(v) for k, v in facts.items() if k.startswith("mark:")},
+            rows=decode_rows(rows),
+            totals=decode_amounts(spent),
+            budgets=decode_budgets(budgets),
+        )
+        state.row_numbers = {row: number for number, row in enumerate(state.rows)}
+        for data in runs.values():
+            run = Run.decode(org, data)
+            state.runs.setdefault(run.source, {})[run.key] = run
+            state.latest.setdefault(run.source, {})[run.key[:2]] = run
+    except (ValueError, msgspec.MsgspecError, TypeError) as e:
+        raise LedgerDamaged(f"org {org!r}: the ledger's data cannot be read: {e}") from e
+    return state

@@ -1,0 +1,146 @@
+"""Names of the ledger's keys. All keys of an org carry its hash tag, so its scripts run on one cluster node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import quote
+
+META = "credits:meta"
+"""Hash: schema, ledger_id, epoch_us."""
+ORGS = "credits:orgs"
+"""Set of all org names."""
+SOURCES = "credits:sources"
+"""Hash: source -> last committed snapshot instant (us)."""
+UNBILLABLE = "credits:unbillable"
+"""Hash: source US reason -> how many workloads could not be charged."""
+TOKENS = "credits:tokens"
+"""Hash: token id -> record (JSON, with the SHA-256 of the token)."""
+
+US = "\x1f"
+"""Unit separator: joins names inside hash fields; names never contain control characters."""
+
+
+def rates(cluster: str) -> str:
+    """Hash of a cluster's rate history: version, clock_us, plan."""
+    return f"credits:rates:{{{quote(cluster, safe='')}}}"
+
+
+def claims(cluster: str) -> str:
+    """Hash: workload -> the org it is charged to, since when."""
+    return f"credits:claims:{{{quote(cluster, safe='')}}}"
+
+
+@dataclass(frozen=True, slots=True)
+class OrgKeys:
+    """Every key of one org."""
+
+    tag: str
+
+    def _key(self, name: str) -> str:
+        return f"credits:{self.tag}:{name}"
+
+    @property
+    def org(self) -> str:
+        """Hash: name, known, unlimited, contact, policy, commit, budget_rev, spent, refunded, granted,
+        granted:SOURCE, expired, debt, mark:SOURCE, burn:SOURCE."""
+        return self._key("org")
+
+    @property
+    def rows(self) -> str:
+        """Hash: row number -> JSON [cluster, project, user, kind, resource, app]."""
+        return self._key("rows")
+
+    @property
+    def spent(self) -> str:
+        """Hash: row number -> micro-credits; row number + `t` -> microseconds billed; `r`: refunded."""
+        return self._key("spent")
+
+    @property
+    def hours(self) -> str:
+        """Sorted set of the full hours (seconds since 1970) that have a bucket."""
+        return self._key("hours")
+
+    def bucket(self, hour_us: int) -> str:
+        """Hash of one hour, fields as in `spent`."""
+        return self._key(f"hour:{hour_us // 1_000_000}")
+
+    @property
+    def runs(self) -> str:
+        """Hash: run -> record, of runs that go on."""
+        return self._key("runs")
+
+    @property
+    def ended(self) -> str:
+        """Hash: run -> record, of runs that ended, were last seen, or are earlier legs."""
+        return self._key("ended")
+
+    @property
+    def grants(self) -> str:
+        """Hash: idempotency key -> JSON record of the grant, kept for ever."""
+        return self._key("grants")
+
+    @property
+    def purse(self) -> str:
+        """Hash: grant -> `starts|expires|remaining`, of grants with something left."""
+        return self._key("purse")
+
+    @property
+    def holds(self) -> str:
+        """Hash: hold id -> JSON record."""
+        return self._key("holds")
+
+    @property
+    def hold_expiry(self) -> str:
+        """Sorted set: hold id by the instant (ms) it expires."""
+        return self._key("holdexp")
+
+    @property
+    def hold_of(self) -> str:
+        """Hash: cluster US workload id -> hold id."""
+        return self._key("holdof")
+
+    @property
+    def held(self) -> str:
+        """Hash: tier -> micro-credits in admission holds."""
+        return self._key("held")
+
+    @property
+    def running(self) -> str:
+        """Hash: tier -> micro-credits that running work is to have set aside, over all sources."""
+        return self._key("running")
+
+    def running_of(self, source: str) -> str:
+        """Hash: tier -> micro-credits, the part of `running` that one source put in."""
+        return self._key(f"running:{quote(source, safe='')}")
+
+    @property
+    def budgets(self) -> str:
+        """Hash: budget id -> JSON record."""
+        return self._key("budgets")
+
+    @property
+    def budget_spent(self) -> str:
+        """Hash: budget id US period start (us) -> micro-credits."""
+        return self._key("budgetspent")
+
+    @property
+    def journal(self) -> str:
+        """Stream of everything that moved credits or changed a limit; never trimmed."""
+        return self._key("journal")
+
+    @property
+    def refusals(self) -> str:
+        """Stream of refused or exceptionally allowed admissions; bounded."""
+        return self._key("refusals")
+
+
+@lru_cache(maxsize=65536)
+def of_org(org: str) -> OrgKeys:
+    """The keys of an org; any character of its name is safe in them."""
+    return OrgKeys("{" + quote(org, safe="") + "}")
+
+
+def tier_fields(project: str, user: str) -> tuple[str, str, str]:
+    """Fields of `held` and `running` for the org, the project and the user in the project."""
+    return "", f"p{US}{project}", f"u{US}{project}{US}{user}"

@@ -1,0 +1,198 @@
+"""A plan: everything one commit writes for one org and one source, and its form on the wire."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from ledger import keys
+from ledger.clock import format_time
+from ledger.lua import common_keys
+from ledger.money import format_micro
+from ledger.org_state import Amounts, OrgState, Row
+from ledger.runs import hour_of
+
+Slot = tuple[int, int]
+"""[since, until) inside one hour and one period of every budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """Credits given back because a newer fact shortened what was charged."""
+
+    workload: str
+    row: Row
+    micro: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a round does to one org. Empty plans are not committed."""
+
+    org: str
+    source: str
+    taken_us: int | None = None
+    tally: dict[Slot, dict[int, Amounts]] = field(default_factory=dict)
+    new_rows: list[int] = field(default_factory=list)
+    runs: dict[str, bytes] = field(default_factory=dict)
+    ended: dict[str, bytes] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
+    revived: set[str] = field(default_factory=set)
+    settled: list[tuple[str, str]] = field(default_factory=list)
+    waiting: list[tuple[str, int]] = field(default_factory=list)
+    corrections: list[Correction] = field(default_factory=list)
+    running: dict[str, int] | None = None
+
+    @property
+    def changes(self) -> int:
+        """How many run records are written."""
+        return len(self.runs) + len(self.ended)
+
+    def is_empty(self) -> bool:
+        return not (self.tally or self.changes or self.gone or self.settled or self.waiting) and (
+            self.taken_us is None and self.running is None
+        )
+
+    def add(self, slot: Slot, row: int, micro: int, us: int) -> None:
+        """Charge (positive) or give back (negative) in one slot, in micro-credits and microseconds billed."""
+        rows = self.tally.setdefault(slot, {})
+        amounts = rows.get(row)
+        if amounts is None:
+            amounts = rows[row] = Amounts()
+        if micro > 0:
+            amounts.micro += micro
+        else:
+            amounts.refunded_micro -= micro
+        if us > 0:
+            amounts.us += us
+        else:
+            amounts.refunded_us -= us
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A plan as the charge script takes it."""
+
+    token: str
+    script_keys: list[str]
+    payload: bytes
+
+
+def new_token() -> str:
+    """Names one commit: unique, so that a lost tail of the log can never make two histories look alike."""
+    return secrets.token_hex(12)
+
+
+def pack(plan: Plan, state: OrgState, now_us: int) -> Packed:
+    """The commit of a plan computed from `state`."""
+    org = keys.of_org(plan.org)
+    token = new_token()
+    hours: dict[int, int] = {}
+    charges: list[list[str]] = []
+    slots: list[list[str]] = []
+    budgets: dict[str, int] = {}
+    by_hour: dict[tuple[int, int], Amounts] = {}
+    for slot in sorted(plan.tally):
+        since, until = slot
+        hour = hour_of(since)
+        hours.setdefault(hour, len(hours) + 1)
+        spent = 0
+        for row, amounts in plan.tally[slot].items():
+            spent += amounts.micro
+            total = by_hour.get((hour, row))
+            if total is None:
+                by_hour[hour, row] = Amounts(amounts.micro, amounts.us, amounts.refunded_micro, amounts.refunded_us)
+            else:
+                total.micro += amounts.micro
+                total.us += amounts.us
+                total.refunded_micro += amounts.refunded_micro
+                total.refunded_us += amounts.refunded_us
+            net = amounts.micro - amounts.refunded_micro
+            if net:
+                for budget in state.budgets:
+                    if budget.covers(state.rows[row].project, state.rows[row].user):
+                        counter = budget.field_at(since)
+                        budgets[counter] = budgets.get(counter, 0) + net
+        if spent:
+            slots.append([str(since), str(until), str(spent)])
+    for (hour, row), sums in by_hour.items():
+        charges.append(
+            [str(hours[hour]), str(row), str(sums.micro), str(sums.us), str(sums.refunded_micro), str(sums.refunded_us)]
+        )
+    payload = {
+        "expected": state.token,
+        "token": token,
+        "budget_rev": state.budget_rev,
+        "org": plan.org,
+        "source": plan.source,
+        "taken_us": "" if plan.taken_us is None else str(plan.taken_us),
+        "hours": [str(hour // 1_000_000) for hour in hours],
+        "rows": [[str(row), msgspec.json.encode(state.rows[row])] for row in plan.new_rows],
+        "charges": charges,
+        "slots": slots,
+        "budgets": [[counter, str(micro)] for counter, micro in budgets.items()],
+        "runs": _flat(plan.runs),
+        "ended": _flat(plan.ended),
+        "gone": list(plan.gone),
+        "revived": list(plan.revived),
+        "settled": plan.settled,
+        "waiting": [[hold, str(expires)] for hold, expires in plan.waiting],
+        "running": _running(plan, state),
+        "burn": "" if plan.running is None else str(_burn(state, plan.source)),
+        "corrections": [_correction(plan.source, token, n, c, now_us) for n, c in enumerate(plan.corrections)],
+    }
+    names = [*common_keys(org), org.rows, org.spent, org.hours, org.runs, org.ended, org.grants, org.budget_spent]
+    names += [org.running_of(plan.source), *(org.bucket(hour) for hour in hours)]
+    return Packed(token, names, msgspec.msgpack.encode(payload))
+
+
+def _flat(records: dict[str, bytes]) -> list[str | bytes]:
+    return [part for item in records.items() for part in item]
+
+
+def _running(plan: Plan, state: OrgState) -> Sequence[tuple[str, str, str]]:
+    if plan.running is None:
+        return []
+    before = state.running.get(plan.source, {})
+    return [
+        (tier, str(plan.running.get(tier, 0) - before.get(tier, 0)), str(plan.running.get(tier, 0)))
+        for tier in sorted({*before, *plan.running})
+        if plan.running.get(tier, 0) != before.get(tier, 0)
+    ]
+
+
+def _burn(state: OrgState, source: str) -> int:
+    # numerator per microsecond -> micro-credits an hour: x HOUR_US / COST_DENOMINATOR = / 1e12
+    return sum(live.per_us for live in state.live.get(source, {}).values()) // 10**12
+
+
+def _correction(source: str, token: str, number: int, correction: Correction, now_us: int) -> list[str | bytes]:
+    key = f"correction:{token}:{number}"
+    entry = {
+        "type": "correction",
+        "at": format_time(now_us),
+        "who": f"exporter:{source}",
+        "credits": format_micro(correction.micro),
+        "source": "refund",
+        "workload": correction.workload,
+        "project": correction.row.project,
+        "user": correction.row.user,
+        "reason": correction.reason,
+        "key": key,
+    }
+    record = {
+        "key": key,
+        "digest": "",
+        "credits": entry["credits"],
+        "source": "refund",
+        "reason": correction.reason,
+        "granted_at": entry["at"],
+        "effective_at": entry["at"],
+        "expires_at": None,
+        "who": entry["who"],
+    }
+    return [key, msgspec.json.encode(record), str(correction.micro), msgspec.json.encode(entry)]

@@ -1,0 +1,71 @@
+"""The history of rates in the ledger: written before anything is charged by it, fixed for all charged time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ledger import keys
+from ledger.clock import Clock, now_us
+from ledger.connect import Client, again
+from ledger.errors import LedgerDamaged
+from ledger.lua import Scripts, text
+from ledger.model import RatePlan
+from ledger.rates_history import decode_plan, encode_plan, splice
+
+
+class RatesStore:
+    """Rate plans of all clusters."""
+
+    def __init__(self, client: Client, scripts: Scripts, clock: Clock | None = None) -> None:
+        self._client: Any = client
+        self._scripts = scripts
+        self._clock: Clock = clock or now_us
+
+    async def read(self, cluster: str) -> tuple[str, RatePlan | None]:
+        """(version, plan) in the ledger; ('0', None) where the cluster has none yet.
+
+        Raises: LedgerDamaged, LedgerUnavailable.
+        """
+        version, plan, _ = await self._read(cluster)
+        return version, plan
+
+    async def announce(self, cluster: str, until_us: int) -> str:
+        """Fix the rates before `until_us`, up to which workloads are about to be charged; the plan's version."""
+        return text(await self._scripts.rates_clock([keys.rates(cluster)], [str(until_us)]))
+
+    async def publish(self, plan: RatePlan) -> bool:
+        """Put a plan into force from now on; before, and before what is charged already, nothing changes.
+
+        A cluster's first plan holds for all time before. Returns whether anything changed.
+        """
+        while True:
+            version, history, clock_us = await self._read(plan.cluster)
+            if history is None and clock_us == 0:
+                merged, cut = plan, 0
+            else:
+                cut = max(self._clock(), clock_us)
+                merged = splice(history or _unpriced(plan), plan, cut)
+            if history is not None and encode_plan(merged) == encode_plan(history):
+                return False
+            answer = await self._scripts.rates_publish(
+                [keys.rates(plan.cluster)], [version, str(int(version) + 1), encode_plan(merged), str(cut)]
+            )
+            if text(answer) == "ok":
+                return True
+
+    async def _read(self, cluster: str) -> tuple[str, RatePlan | None, int]:
+        fields: Any = await again(lambda: self._client.hmget(keys.rates(cluster), ["version", "plan", "clock_us"]))
+        version, data, clock_us = fields
+        if version is None:
+            return "0", None, int(clock_us or 0)
+        try:
+            return text(version), decode_plan(cluster, data), int(clock_us or 0)
+        except (msgspec.MsgspecError, TypeError) as e:
+            raise LedgerDamaged(f"the rate history of cluster {cluster!r} cannot be read: {e}") from e
+
+
+def _unpriced(plan: RatePlan) -> RatePlan:
+    """What was in force while a cluster was metered without rates: none."""
+    return RatePlan(plan.cluster, ((0, type(plan.steps[0][1])()),))

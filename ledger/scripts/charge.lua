@@ -1,0 +1,149 @@
+-- uses _common
+-- Commit a round's charges of one org from one source: amounts, run records, marks, holds, all or nothing.
+--
+-- KEYS    the eight of _common, 9 rows, 10 spent, 11 hours, 12 runs, 13 ended, 14 grants, 15 budgetspent,
+--         16 running of this source, 17... hour buckets
+-- ARGV    1 plan (msgpack map; every amount is a string of an integer):
+--           expected    commit token the plan was computed from ('' for an org without one)
+--           token       this commit's own token
+--           budget_rev  revision of the budgets the plan was computed from
+--           org, source
+--           taken_us    instant up to which the source's runs that go on are charged now; '' leaves it
+--           hours       full hours (seconds) of the buckets, in the order of KEYS 17...
+--           rows        list of {row number, row as JSON}: new rows
+--           charges     list of {bucket number, row number, micro, us, refunded micro, refunded us}
+--           slots       list of {since_us, until_us, micro}, ascending: what was used when
+--           budgets     list of {field of budgetspent, micro (may be negative: corrected)}
+--           runs, ended flat lists field, record, ...
+--           gone, revived  fields to drop from runs, from ended
+--           settled     list of {hold id or '', workload or ''}: jobs that are metered from now on
+--           waiting     list of {hold id, expires_us}: jobs still queued, so their holds live on
+--           running     list of {tier, change, whole}: what running work is to have set aside
+--           burn        JSON for the org hash, '' leaves it
+--           corrections list of {grant key, record, micro, journal entry}
+--         2 now_us or ''
+-- Returns {'ok'|'replayed', token}; {'conflict'|'stale', present token}: read again, compute again.
+local plan = cmsgpack.unpack(ARGV[1])
+local present = redis.call('HMGET', KEYS[1], 'commit', 'budget_rev')
+if present[1] == plan.token then
+  return {'replayed', plan.token}
+end
+if (present[1] or '') ~= plan.expected then
+  return {'conflict', present[1] or ''}
+end
+if (present[2] or '0') ~= plan.budget_rev then
+  return {'stale', present[1] or ''}
+end
+local now = clock(ARGV[2])
+
+for _, row in ipairs(plan.rows) do
+  redis.call('HSET', KEYS[9], row[1], row[2])
+end
+
+local function add(key, row, micro_, us, refunded, refunded_us)
+  if micro_ ~= '0' then redis.call('HINCRBY', key, row, micro_) end
+  if us ~= '0' then redis.call('HINCRBY', key, row .. 't', us) end
+  if refunded ~= '0' then redis.call('HINCRBY', key, row .. 'r', refunded) end
+  if refunded_us ~= '0' then redis.call('HINCRBY', key, row .. 'u', refunded_us) end
+end
+for _, charge in ipairs(plan.charges) do
+  add(KEYS[16 + tonumber(charge[1])], charge[2], charge[3], charge[4], charge[5], charge[6])
+  add(KEYS[10], charge[2], charge[3], charge[4], charge[5], charge[6])
+end
+for _, hour in ipairs(plan.hours) do
+  redis.call('ZADD', KEYS[11], hour, hour)
+end
+
+-- Grants pay for what was used while they were in force, the soonest to expire first. What no grant covers
+-- is an overdraft, paid by the next grant that comes into force.
+local grants = nil
+local debt = micro(KEYS[1], 'debt')
+for _, slot in ipairs(plan.slots) do
+  local since, until_, due = tonumber(slot[1]), tonumber(slot[2]), tonumber(slot[3])
+  redis.call('HINCRBY', KEYS[1], 'spent', slot[3])
+  if not grants then
+    grants = {}
+    local entries = redis.call('HGETALL', KEYS[2])
+    for i = 1, #entries, 2 do
+      local starts, expires, remaining = parse_purse(entries[i + 1])
+      grants[#grants + 1] = {id = entries[i], starts = starts, expires = expires, remaining = remaining}
+    end
+    table.sort(grants, function(a, b)
+      local x, y = a.expires or 2 ^ 53, b.expires or 2 ^ 53
+      if x ~= y then return x < y end
+      if a.starts ~= b.starts then return a.starts < b.starts end
+      return a.id < b.id
+    end)
+  end
+  for _, grant in ipairs(grants) do
+    if due == 0 then break end
+    if grant.remaining > 0 and grant.starts < until_ and (not grant.expires or grant.expires > since) then
+      local paid = math.min(due, grant.remaining)
+      grant.remaining = grant.remaining - paid
+      grant.touched = true
+      due = due - paid
+    end
+  end
+  debt = debt + due
+end
+for _, grant in ipairs(grants or {}) do
+  if grant.remaining == 0 then
+    redis.call('HDEL', KEYS[2], grant.id)
+  elseif grant.touched then
+    redis.call('HSET', KEYS[2], grant.id,
+      text(grant.starts) .. '|' .. (grant.expires and text(grant.expires) or '') .. '|' .. text(grant.remaining))
+  end
+end
+
+for _, correction in ipairs(plan.corrections) do
+  redis.call('HSET', KEYS[14], correction[1], correction[2])
+  redis.call('HINCRBY', KEYS[1], 'granted', correction[3])
+  redis.call('HINCRBY', KEYS[1], 'granted:refund', correction[3])
+  redis.call('HINCRBY', KEYS[1], 'refunded', correction[3])
+  redis.call('HSET', KEYS[2], correction[1], '0||' .. correction[3])
+  redis.call('XADD', KEYS[8], '*', 'entry', correction[4])
+end
+redis.call('HSET', KEYS[1], 'debt', text(debt))
+pay_debt(debt, now)
+
+for _, budget in ipairs(plan.budgets) do
+  redis.call('HINCRBY', KEYS[15], budget[1], budget[2])
+end
+for i = 1, #plan.gone do redis.call('HDEL', KEYS[12], plan.gone[i]) end
+for i = 1, #plan.revived do redis.call('HDEL', KEYS[13], plan.revived[i]) end
+for i = 1, #plan.runs, 2 do redis.call('HSET', KEYS[12], plan.runs[i], plan.runs[i + 1]) end
+for i = 1, #plan.ended, 2 do redis.call('HSET', KEYS[13], plan.ended[i], plan.ended[i + 1]) end
+
+for _, settled in ipairs(plan.settled) do
+  local id = settled[1]
+  if id == '' or redis.call('HEXISTS', KEYS[3], id) == 0 then
+    id = settled[2] ~= '' and redis.call('HGET', KEYS[5], settled[2])
+  end
+  if id then
+    drop_hold(id, 1)
+  end
+end
+for _, waiting in ipairs(plan.waiting) do
+  if redis.call('HEXISTS', KEYS[3], waiting[1]) == 1 then
+    redis.call('ZADD', KEYS[4], text(math.floor(tonumber(waiting[2]) / 1000)), waiting[1])
+  end
+end
+expire_holds(now)
+for _, tier in ipairs(plan.running) do
+  if redis.call('HINCRBY', KEYS[7], tier[1], tier[2]) == 0 then
+    redis.call('HDEL', KEYS[7], tier[1])
+  end
+  if tier[3] == '0' then
+    redis.call('HDEL', KEYS[16], tier[1])
+  else
+    redis.call('HSET', KEYS[16], tier[1], tier[3])
+  end
+end
+if plan.burn ~= '' then
+  redis.call('HSET', KEYS[1], 'burn:' .. plan.source, plan.burn)
+end
+if plan.taken_us ~= '' then
+  redis.call('HSET', KEYS[1], 'mark:' .. plan.source, plan.taken_us)
+end
+redis.call('HSET', KEYS[1], 'name', plan.org, 'commit', plan.token)
+return {'ok', plan.token}
