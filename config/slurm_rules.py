@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-ASSOCIATIONS_COMMAND: Final = ("sacctmgr", "-nP", "show", "assoc", "format=account,user,parentname")
+ASSOCIATIONS_COMMAND: Final = ("sacctmgr", "-nP", "show", "assoc", "format=cluster,account,user,parentname")
 """What prints the account tree for `parse_parents`."""
 
 _ROOT: Final = "root"
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-_COUNT = re.compile(r"\d+[kmgtp]?", re.IGNORECASE | re.ASCII)
+_COUNT: Final = re.compile(r"\d+[kmgtp]?", re.IGNORECASE | re.ASCII)
 _UNITS: Final[dict[str, int]] = {unit: 1024**power for power, unit in enumerate("kmgtp", start=1)}
 
 
@@ -71,11 +71,14 @@ class SlurmRules:
 def owner_of(account: str, rules: SlurmRules, parents: Mapping[str, str]) -> tuple[str, str] | None:
     """(org, project) of an account by the first rule that takes it; None where none does.
 
-    `parents` maps each account to its parent, as `parse_parents` gives it; it may be empty.
+    `parents` maps each account to its parent, as `parse_parents` gives it; it is empty where there is no
+    account tree. An account that a tree lacks has no top, so none is made up for it.
     """
     for rule in rules.accounts or _TOP_OWNS:
         match = _pattern(rule.account).fullmatch(account)
         if match is not None:
+            if parents and account not in parents and account != _ROOT and _asks_tree(rule):
+                return None
             top = _top(account, parents)
             known = {"account": account, "parent": parents.get(account, account), "top": top}
             known |= {str(number): text for number, text in enumerate(match.groups(), start=1)}
@@ -99,12 +102,15 @@ def preset_of(partition: str, qos: str, gres: Mapping[str, int], rules: SlurmRul
     return None
 
 
-def parse_parents(text: str) -> dict[str, str]:
-    """The account tree out of what ASSOCIATIONS_COMMAND prints: account -> parent, the root left out."""
+def parse_parents(text: str, cluster: str = "") -> dict[str, str]:
+    """The account tree out of what ASSOCIATIONS_COMMAND prints: account -> parent, the root left out.
+
+    `cluster` is Slurm's ClusterName; one database may hold several clusters. "": take all.
+    """
     parents = {}
     for line in text.splitlines():
-        account, user, parent = ([*line.split("|"), "", ""])[:3]
-        if account and parent and not user and account != _ROOT:
+        where, account, user, parent = ([*line.split("|"), "", "", ""])[:4]
+        if account and parent and not user and account != _ROOT and cluster in ("", where):
             parents[account] = parent
     return parents
 
@@ -139,6 +145,15 @@ def gres_of_request(request: str, times: int = 1) -> dict[str, int]:
         for name in dict.fromkeys((words[0], ":".join(words))):
             found[name] = found.get(name, 0) + count
     return found
+
+
+def needs_tree(rules: SlurmRules) -> bool:
+    """Whether some rule asks for an account's ancestors."""
+    return any(_asks_tree(rule) for rule in rules.accounts or _TOP_OWNS)
+
+
+def _asks_tree(rule: AccountRule) -> bool:
+    return any(word in rule.org + rule.project for word in ("{top}", "{parent}"))
 
 
 def _top(account: str, parents: Mapping[str, str]) -> str:

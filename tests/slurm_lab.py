@@ -189,9 +189,18 @@ class SlurmLab:
 
     def run(self, *argv: str, user: str | None = None, timeout: float = 20) -> str:
         """Output of one of Slurm's programs; CalledProcessError with its stderr where it failed."""
-        ids = {} if user is None else _identity(user)
+        owner = None if user is None else pwd.getpwnam(user)
         done = subprocess.run(
-            argv, env=self.env, cwd="/tmp", timeout=timeout, capture_output=True, text=True, check=False, **ids
+            argv,
+            env=self.env,
+            cwd="/tmp",
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            check=False,
+            user=None if owner is None else owner.pw_uid,
+            group=None if owner is None else owner.pw_gid,
+            extra_groups=None if owner is None else [],
         )
         if done.returncode != 0:
             raise subprocess.CalledProcessError(done.returncode, argv, done.stdout, done.stderr)
@@ -243,8 +252,9 @@ class SlurmLab:
         runs = []
         for line in self.run(*argv, *chosen).splitlines():
             raw, state, submit, start, end, elapsed, suspended, account, tres = line.split("|")
-            times = [int(text) if text.isdigit() else None for text in (submit, start, end)]
-            runs.append(Run(int(raw), state, *times, int(elapsed), _seconds(suspended), account, tres))
+            submitted, started, ended = (int(text) if text.isdigit() else None for text in (submit, start, end))
+            used = int(elapsed)
+            runs.append(Run(int(raw), state, submitted, started, ended, used, _seconds(suspended), account, tres))
         return sorted(runs, key=lambda run: (run.submit or 0, run.job_id))
 
     def write_hook_conf(self, settings: Mapping[str, str]) -> None:
@@ -488,8 +498,3 @@ def _ensure_user(name: str) -> None:
         done = subprocess.run(["useradd", "-m", "-s", "/bin/sh", name], capture_output=True, text=True, check=False)
         if done.returncode not in (0, 9):  # 9: another worker was faster
             raise RuntimeError(f"useradd {name}: {done.stderr}") from None
-
-
-def _identity(user: str) -> dict[str, object]:
-    entry = pwd.getpwnam(user)
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
