@@ -1,1 +1,1 @@
-"""Grafana dashboards and Prometheus rules, generated."""
+"""Grafana dashboards and Prometheus rules, generated from the exporter's metric names."""
