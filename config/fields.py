@@ -13,12 +13,11 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Final, Generic, TypeVar, cast
 
 from config import yaml_nodes
-from config.problems import ConfigError, Problem, did_you_mean, nearest, shown
+from config.problems import PROBLEMS_MAX, ConfigError, Problem, did_you_mean, nearest, shown
 from config.yaml_nodes import Node, Scalar, Sequence
 
 T = TypeVar("T")
 U = TypeVar("U")
-PROBLEMS_MAX: Final = 100
 _METADATA: Final = "config"
 
 
@@ -228,7 +227,7 @@ def list_of(reader: Reader[T]) -> Reader[tuple[T, ...]]:
             raise Unusable
         return tuple(values)
 
-    return Reader(f"list of {reader.shape}", read, section=reader.section)
+    return Reader(f"list of {reader.shape}s", read, section=reader.section)
 
 
 def map_of(reader: Reader[T], of: str) -> Reader[dict[str, T]]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Final
 
 from ledger.errors import CreditsError
+
+PROBLEMS_MAX: Final = 100
+"""Nobody reads on after so many."""
 
 
 @dataclass(frozen=True, slots=True)

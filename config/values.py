@@ -177,7 +177,8 @@ def url(*schemes: str) -> Reader[str]:
         text = _text(at)
         try:
             parts = urlsplit(text)
-            usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+            place = parts.path if parts.scheme == "unix" else parts.hostname
+            usable = parts.scheme in schemes and bool(place) and parts.port != 0
         except ValueError:
             usable = False
         if not usable or not text.isprintable() or " " in text:

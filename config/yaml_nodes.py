@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 
 import yaml
 
-from config.problems import ConfigError, Problem, shown
+from config.problems import PROBLEMS_MAX, ConfigError, Problem, shown
 
 BYTES_MAX: Final = 1 << 20
 DEPTH_MAX: Final = 16
@@ -176,11 +176,13 @@ class _Builder:
 
     def _stop(self, line: int, message: str) -> NoReturn:
         self._refuse(line, message)
-        raise ConfigError(self._problems)
+        raise ConfigError(self._problems) from None
 
     def _refuse(self, line: int, message: str, path: tuple[str, ...] | None = None) -> None:
         here = self._stack[-1].here() if self._stack else ()
         self._problems.append(Problem(self._name, line, ".".join(here if path is None else path), None, message))
+        if len(self._problems) >= PROBLEMS_MAX:
+            raise ConfigError(self._problems)
 
     def _take(self, loader: Any, event: Any) -> None:
         line = event.start_mark.line + 1
