@@ -257,7 +257,10 @@ def _explain(data_dir: Path, problem: str) -> str:
             parts.append("the disk is full: make room, then start again")
     with contextlib.suppress(OSError):
         text = (data_dir / LOG).read_text(errors="replace")
-        if "appendonlydir" in text[-4000:] and "Bad file format" in text[-4000:]:
-            parts.append("its append-only file is damaged: copy data_dir, then repair with `redis-check-aof --fix`")
+        if "Bad file format" in text[-4000:]:
+            parts.append(
+                "its append-only file is damaged: restore data_dir from a backup, or copy it and then run "
+                "`valkey-check-aof --fix` (or redis-check-aof) on appendonlydir/appendonly.aof.manifest"
+            )
         parts.append("the end of its log:\n" + "\n".join(text.splitlines()[-8:]))
     return "; ".join(parts)

