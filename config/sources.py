@@ -50,24 +50,6 @@ class JsonSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SlurmRest:
-    """slurmrestd, instead of Slurm's commands."""
-
-    url: str = field(
-        metadata=setting(values.url("http", "https", "unix"), "`http://host:6820`, or `unix:///path` of its socket.")
-    )
-    version: str = field(
-        default="", metadata=setting(values.name, "API version, like `v0.0.38`.", absent="newest known")
-    )
-    user: str | None = field(
-        default=None, metadata=setting(values.name, "Sent as `X-SLURM-USER-NAME`.", absent="whom the token names")
-    )
-    token: Secret | None = field(
-        default=None, metadata=setting(values.secret, "JWT, sent as `X-SLURM-USER-TOKEN`.", absent="none is sent")
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _AccountKeys:
     """Which org and project a Slurm account belongs to."""
 
@@ -108,7 +90,7 @@ _preset_rule = section(_PresetKeys).then(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmSource:
-    """A Slurm cluster, through its commands or slurmrestd."""
+    """A Slurm cluster, through its commands."""
 
     name: str = field(default="", metadata=_name)
     cluster: str = field(default="default", metadata=_cluster)
@@ -120,9 +102,6 @@ class SlurmSource:
     )
     run_with: tuple[str, ...] = field(
         default=(), metadata=setting(values.arguments, "Put before each command: `[ssh, login1]`.", absent="nothing")
-    )
-    rest: SlurmRest | None = field(
-        default=None, metadata=setting(section(SlurmRest), "slurmrestd, instead of commands.", absent="commands")
     )
     accounts: tuple[AccountRule, ...] = field(
         default=(),
@@ -191,6 +170,17 @@ class ApoloSource:
     )
     orgs: tuple[str, ...] = field(
         default=(), metadata=setting(list_of(values.name), "Only these orgs are metered.", absent="all orgs")
+    )
+    lookback_days: int = field(
+        default=7,
+        metadata=setting(values.whole_number(0, 180), "How far back the first round looks for jobs that have ended."),
+    )
+    disks: bool = field(default=True, metadata=setting(values.truth, "Meter the platform's disks as storage."))
+    disk_class: str = field(
+        default="default", metadata=setting(values.name, "The storage class that disks are charged as.")
+    )
+    disks_interval_seconds: float = field(
+        default=300.0, metadata=setting(values.seconds, "How often disks are asked for; it takes a call a project.")
     )
     use_platform_rates: bool = field(
         default=False,
