@@ -77,6 +77,11 @@ class Meter:
         self.unpriced = 0
         """How many runs were found without a rate so far, each counted once."""
 
+    @property
+    def current_round(self) -> int:
+        """The stamp that runs listed in the present round carry."""
+        return self._round
+
     def forget(self, org: str) -> None:
         """Drop what is remembered of an org's runs, before or after its state is read anew."""
         self._by_object = {k: run for k, run in self._by_object.items() if run.org != org}

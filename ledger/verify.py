@@ -1,0 +1,217 @@
+"""Proves on a live ledger that its figures agree: `credits verify`.
+
+Nothing is taken from one figure that another is checked against: run records are priced anew from the rate
+history, buckets, rows, grants, holds and the journal are added up each for itself.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ledger import keys
+from ledger.accounts import GrantRecord
+from ledger.budgets import decode_budgets
+from ledger.connect import again
+from ledger.lua import text
+from ledger.money import COST_DENOMINATOR, format_micro, parse_credits
+from ledger.org_state import Amounts, decode_amounts, decode_rows
+from ledger.periods import PERIODS
+from ledger.rates_history import line_of
+from ledger.runs import Run
+from ledger.store import Ledger
+
+FIELDS = ("micro", "us", "refunded_micro", "refunded_us")
+Progress = Callable[[int, int], None]
+"""(orgs done, orgs in all)"""
+
+
+async def verify(ledger: Ledger, org: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Check every org (or one): `{"ok": bool, "checked": {...}, "differences": [...]}`.
+
+    Each org is read in one transaction, so that rounds and grants under way do no harm.
+    Raises: LedgerUnavailable, LedgerDamaged.
+    """
+    orgs = [org] if org is not None else await ledger.accounts.orgs()
+    checked: dict[str, int] = defaultdict(int)
+    differences: list[dict[str, str]] = []
+    for number, name in enumerate(orgs):
+        await _Org(ledger, name, checked, differences).check()
+        if progress:
+            progress(number + 1, len(orgs))
+    checked["orgs"] = len(orgs)
+    return {"ok": not differences, "checked": dict(checked), "differences": differences}
+
+
+class _Org:
+    def __init__(self, ledger: Ledger, org: str, checked: dict[str, int], differences: list[dict[str, str]]) -> None:
+        self._ledger = ledger
+        self._org = org
+        self._keys = keys.of_org(org)
+        self._checked = checked
+        self._differences = differences
+
+    async def check(self) -> None:
+        hashes, buckets, expiry, journal = await self._read()
+        fields = {text(k): text(v) for k, v in hashes[self._keys.org].items()}
+        totals = decode_amounts(hashes[self._keys.spent])
+        self._same("spent", int(fields.get("spent", 0)), "rows", sum(a.micro for a in totals.values()))
+        self._buckets(totals, buckets)
+        await self._runs(fields, hashes, totals)
+        self._grants(fields, hashes, totals, journal)
+        self._holds(hashes, expiry)
+        self._budgets(hashes, buckets)
+
+    async def _read(self) -> tuple[dict[str, dict[bytes, bytes]], dict[int, dict[int, Amounts]], set[str], list[Any]]:
+        names = self._keys
+        client: Any = self._ledger.client
+
+        async def read() -> tuple[Any, ...]:
+            hours = [int(h) for h in await client.zrange(names.hours, 0, -1)]
+            known = await client.hkeys(names.org)
+            sources = [text(k).removeprefix("mark:") for k in known if text(k).startswith("mark:")]
+            wanted = [
+                names.org, names.rows, names.spent, names.runs, names.ended, names.grants, names.purse, names.holds,
+                names.hold_of, names.held, names.running, names.budgets, names.budget_spent,
+                *(names.running_of(source) for source in sources),
+            ]  # fmt: skip
+            async with client.pipeline(transaction=True) as pipe:
+                pipe.zrange(names.hours, 0, -1)
+                pipe.zrange(names.hold_expiry, 0, -1)
+                pipe.xrange(names.journal)
+                for name in wanted:
+                    pipe.hgetall(name)
+                for hour in hours:
+                    pipe.hgetall(names.bucket(hour * 1_000_000))
+                answer: list[Any] = await pipe.execute()
+            return hours, wanted, answer
+
+        while True:
+            hours, wanted, answer = await again(read)
+            if [int(h) for h in answer[0]] == hours:
+                break
+        hashes = dict(zip(wanted, answer[3 : 3 + len(wanted)], strict=True))
+        buckets = dict(zip(hours, (decode_amounts(b) for b in answer[3 + len(wanted) :]), strict=True))
+        return hashes, buckets, {text(i) for i in answer[1]}, answer[2]
+
+    def _buckets(self, totals: dict[int, Amounts], buckets: dict[int, dict[int, Amounts]]) -> None:
+        sums: dict[int, Amounts] = defaultdict(Amounts)
+        for bucket in buckets.values():
+            self._checked["buckets"] += 1
+            for row, amounts in bucket.items():
+                for name in FIELDS:
+                    setattr(sums[row], name, getattr(sums[row], name) + getattr(amounts, name))
+        self._rows("hourly buckets", totals, sums)
+
+    async def _runs(
+        self, fields: dict[str, str], hashes: dict[str, dict[bytes, bytes]], totals: dict[int, Amounts]
+    ) -> None:
+        rows = decode_rows(hashes[self._keys.rows])
+        self._checked["rows"] += len(rows)
+        sums: dict[int, Amounts] = defaultdict(Amounts)
+        plans = {cluster: (await self._ledger.rates.read(cluster))[1] for cluster in {row.cluster for row in rows}}
+        for data in (*hashes[self._keys.runs].values(), *hashes[self._keys.ended].values()):
+            self._checked["workloads"] += 1
+            run = Run.decode(self._org, data)
+            row = rows[run.row]
+            run.line = line_of(plans[row.cluster], row.kind, row.resource, row.app, run.bills_app)
+            mark = fields.get(f"mark:{run.source}")
+            cost, us = run.cumulative(run.charged_until(None if mark is None else int(mark)))
+            total = sums[run.row]
+            total.micro += cost // COST_DENOMINATOR + run.refunded_micro
+            total.us += us + run.refunded_us
+            total.refunded_micro += run.refunded_micro
+            total.refunded_us += run.refunded_us
+        self._rows("workloads", totals, sums)
+
+    def _grants(
+        self,
+        fields: dict[str, str],
+        hashes: dict[str, dict[bytes, bytes]],
+        totals: dict[int, Amounts],
+        journal: list[Any],
+    ) -> None:
+        records = [msgspec.json.decode(data, type=GrantRecord) for data in hashes[self._keys.grants].values()]
+        self._checked["grants"] += len(records)
+        granted = sum(parse_credits(record.credits) for record in records)
+        by_source: dict[str, int] = defaultdict(int)
+        for record in records:
+            by_source[record.source] += parse_credits(record.credits)
+        self._same("granted", int(fields.get("granted", 0)), "grants", granted)
+        for source, micro in by_source.items():
+            self._same(f"granted by {source}", int(fields.get(f"granted:{source}", 0)), "grants", micro)
+        entries = [msgspec.json.decode(item[b"entry"]) for _, item in journal]
+        self._checked["journal entries"] += len(entries)
+        journaled = sum(parse_credits(e["credits"]) for e in entries if e["type"] in ("grant", "correction"))
+        self._same("granted", int(fields.get("granted", 0)), "journal", journaled)
+        left = sum(int(entry.split(b"|")[2]) for entry in hashes[self._keys.purse].values())
+        paid = granted - left - int(fields.get("expired", 0))
+        self._same(
+            "spent", int(fields.get("spent", 0)), "taken from grants and overdraft", paid + int(fields.get("debt", 0))
+        )
+        refunded = sum(a.refunded_micro for a in totals.values())
+        self._same("refunded", int(fields.get("refunded", 0)), "rows", refunded)
+
+    def _holds(self, hashes: dict[str, dict[bytes, bytes]], expiry: set[str]) -> None:
+        tiers: dict[str, int] = defaultdict(int)
+        holds = {text(i): msgspec.json.decode(data) for i, data in hashes[self._keys.holds].items()}
+        self._checked["holds"] += len(holds)
+        for hold in holds.values():
+            for tier in hold["tiers"]:
+                tiers[tier] += int(hold["amount"]) * int(hold["left"])
+        self._sums("held", {text(k): int(v) for k, v in hashes[self._keys.held].items()}, "holds", tiers)
+        for hold_id in holds.keys() ^ expiry:
+            self._differ(f"hold {hold_id}", "has no expiry" if hold_id in holds else "expires but is not there")
+        for workload, named in hashes[self._keys.hold_of].items():
+            if text(named) not in holds:
+                self._differ(f"workload {text(workload)!r}", f"names hold {text(named)}, which is not there")
+        parts: dict[str, int] = defaultdict(int)
+        for name, values in hashes.items():
+            if name.startswith(f"{self._keys.running}:"):
+                for tier, micro in values.items():
+                    parts[text(tier)] += int(micro)
+        running = {text(k): int(v) for k, v in hashes[self._keys.running].items()}
+        self._sums("to be held for running work", running, "sources", parts)
+
+    def _budgets(self, hashes: dict[str, dict[bytes, bytes]], buckets: dict[int, dict[int, Amounts]]) -> None:
+        """Budget counters of periods that start and end on full hours, against the hourly buckets."""
+        rows = decode_rows(hashes[self._keys.rows])
+        counters = {text(k): int(v) for k, v in hashes[self._keys.budget_spent].items()}
+        for budget in decode_budgets(hashes[self._keys.budgets]):
+            self._checked["budgets"] += 1
+            sums: dict[str, int] = defaultdict(int)
+            exact = budget.period in PERIODS
+            for hour, bucket in buckets.items():
+                start, end = budget.period_at(hour * 1_000_000)
+                exact = exact and not start % 3_600_000_000 and not (end or 0) % 3_600_000_000
+                for row, amounts in bucket.items():
+                    if budget.covers(rows[row].project, rows[row].user):
+                        sums[f"{budget.id}{keys.US}{start}"] += amounts.micro - amounts.refunded_micro
+            if exact:
+                mine = {k: v for k, v in counters.items() if k.rpartition(keys.US)[0] == budget.id}
+                self._sums(f"budget {budget.id!r}", mine, "hourly buckets", sums, only_known=True)
+
+    def _rows(self, what: str, totals: dict[int, Amounts], sums: dict[int, Amounts]) -> None:
+        for row in sorted(totals.keys() | sums.keys()):
+            for name in FIELDS:
+                have = getattr(totals.get(row, Amounts()), name)
+                self._same(f"row {row} {name}", have, what, getattr(sums.get(row, Amounts()), name))
+
+    def _sums(
+        self, what: str, have: dict[str, int], other: str, sums: dict[str, int], *, only_known: bool = False
+    ) -> None:
+        for name in sorted(have.keys() if only_known else have.keys() | sums.keys()):
+            self._same(f"{what} {name!r}", have.get(name, 0), other, sums.get(name, 0))
+
+    def _same(self, what: str, have: int, other: str, expected: int) -> None:
+        if have != expected:
+            unit = str if "_us" in what or what.endswith(" us") else format_micro
+            self._differ(
+                what, f"{unit(have)}, but {other} add up to {unit(expected)} (difference {unit(have - expected)})"
+            )
+
+    def _differ(self, what: str, message: str) -> None:
+        self._differences.append({"org": self._org, "what": what, "difference": message})
