@@ -19,31 +19,54 @@ hypothesis.settings.register_profile("default", max_examples=40, deadline=None, 
 hypothesis.settings.register_profile("ci", max_examples=150, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-# What a marker's tests need on this machine; deploy/test-packages.sh installs all of it.
+# What the tests of a marker run; deploy/test-packages.sh installs all of it.
 NEEDS = {
-    "slurm": ("slurmctld", "slurmd", "slurmdbd", "slurmrestd", "sbatch", "munged", "mariadbd"),
-    "prometheus": ("prometheus", "promtool"),
-    "browser": ("chromium",),
-    "redis_server": ("redis-server",),
+    "slurm": [
+        "munged",
+        "slurmctld",
+        "slurmd",
+        "sbatch",
+        "scontrol",
+        "squeue",
+        "slurmdbd",
+        "sacctmgr",
+        "sacct",
+        "mariadbd",
+    ],
+    "prometheus": ["prometheus", "promtool"],
+    "browser": ["chromium"],
+    "redis_server": ["redis-server"],
 }
-_NOT_TESTED = "not installed here: "
 
 
-def _missing(marker: str) -> list[str]:
-    path = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
-    return [tool for tool in NEEDS[marker] if shutil.which(tool, path=path) is None]
+def _missing(marker: str) -> str:
+    """What keeps this machine from running the tests of a marker; nothing where it can."""
+    absent = [program for program in NEEDS[marker] if shutil.which(program) is None]
+    if absent:
+        return f"not installed: {', '.join(absent)}"
+    if marker == "slurm" and os.geteuid() != 0:
+        return "a real Slurm starts as root only"
+    return ""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "redis_server: needs the system's redis-server, started by the test")
+    # Daemons live in directories that are not on everybody's PATH.
+    os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {marker: _missing(marker) for marker in NEEDS}
     for item in items:
-        for marker, tools in missing.items():
-            if tools and item.get_closest_marker(marker):
-                item.add_marker(pytest.mark.skip(reason=f"{_NOT_TESTED}{', '.join(tools)} ({marker})"))
+        for marker, reason in missing.items():
+            if item.get_closest_marker(marker) is None:
+                continue
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=f"needs {marker}: {reason}"))
+            if marker == "slurm":
+                # One worker runs them all, so that what they start is shared and never twice on two cores.
+                item.add_marker(pytest.mark.xdist_group("slurm"))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
