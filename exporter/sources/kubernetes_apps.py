@@ -1,0 +1,58 @@
+"""The app's own rate, once for an instance however many pods it has.
+
+An app instance is billed while any of its pods is. Its run is that of its oldest living pod, and when that
+ends, the next oldest takes over: this follows from what the cluster shows now, so that a restarted exporter, or
+a second one, comes to the same runs. The meter begins a run no earlier than the former run of the same id is
+charged, so a change of carriers neither charges twice nor leaves a gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from exporter.sources.kubernetes_records import first_start
+from ledger.model import Kind, Observation
+
+
+def app_runs(namespace: str, instance: str, pods: Iterable[Observation], since_us: int) -> list[Observation]:
+    """The runs of one instance, out of its pods that live or ended after `since_us`, up to which is charged."""
+    living: list[tuple[int, str, Observation]] = []
+    ended: list[tuple[int, str, Observation]] = []
+    for pod in pods:
+        start = first_start(pod)
+        if start is not None:
+            (living if pod.ended_us is None else ended).append((start, pod.id, pod))
+    runs: list[Observation] = []
+    handover: int | None = None
+    if living:
+        handover, _, carrier = min(living)
+        runs.append(_run(namespace, instance, carrier, carrier.ended_us, handover))
+    if handover is not None and handover <= since_us:
+        return runs  # what carried before ended when it was last charged: there the carrier goes on
+    covered = since_us
+    first = True
+    for start, _, pod in sorted(ended):
+        end = pod.ended_us if handover is None else min(pod.ended_us or 0, handover)
+        if end is None or end <= covered:
+            continue
+        runs.append(_run(namespace, instance, pod, end, start if first else max(start, covered)))
+        covered = end
+        first = False
+    return runs
+
+
+def _run(namespace: str, instance: str, pod: Observation, ended_us: int | None, since_us: int) -> Observation:
+    assert pod.started_us is not None, "it has a first start"
+    return msgspec.structs.replace(
+        pod,
+        id=f"{namespace}/{instance}",
+        kind=Kind.APP.value,
+        resource=pod.app,
+        ended_us=ended_us,
+        suspended=((pod.started_us, since_us),) if pod.started_us < since_us else (),
+        hold_id=None,
+        limit_us=None,
+        bills_app=True,
+    )
