@@ -16,7 +16,7 @@ from config.sources import SimulatedSource, SourceSettings, sources
 from config.values import Address
 from config.yaml_nodes import read_yaml
 from ledger.errors import CreditsError
-from ledger.money import parse_credits
+from ledger.money import AmountError, parse_credits
 
 DEFAULT_PATH: Final = Path("config/settings.yaml")
 REDIS_URL_VARIABLE: Final = "CREDITS_REDIS_URL"
@@ -49,10 +49,10 @@ def _read_redis_url(at: At) -> str:
         raise Refused(str(error)) from None
 
 
-def _read_credits(at: At) -> int:
-    micro = parse_credits(values.decimal_text(at, "100"))
+def _as_credits(text: str) -> int:
+    micro = parse_credits(text)
     if micro < 0:
-        raise Refused(f"is {at.describe()}; expected credits, at least 0")
+        raise AmountError(f"amount {text!r} is negative")
     return micro
 
 
@@ -168,7 +168,7 @@ class AdmissionSettings:
     allow_cap_micro: int = field(
         default=100_000_000,
         metadata=setting(
-            Reader("credits", _read_credits),
+            Reader("credits", lambda at: values.decimal_text(at, "100")).then(_as_credits),
             "With `on_ledger_down: allow`: how much an org may start, in credits, until the ledger is back.",
             name="allow_cap_credits",
             absent="100",
