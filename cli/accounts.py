@@ -1,0 +1,157 @@
+"""`grant`, `balance`, `org`, `journal`: orgs and their credits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.base import Command, Credits, Group, Time, csv_option, json_option, who, with_ledger
+from cli.output import print_json, print_rows
+
+if TYPE_CHECKING:
+    from ledger.store import Ledger
+
+SOURCES = ("provision", "purchase", "refund", "gift")
+_BALANCE = (
+    "org",
+    "granted",
+    "expired",
+    "spent",
+    "held",
+    "available",
+    "overdraft",
+    "burn_rate",
+    "exhausted_at",
+    "stage",
+)
+_AMOUNTS = ("granted", "expired", "spent", "held", "available", "overdraft", "burn_rate")
+
+
+@click.command(cls=Command)
+@click.argument("org")
+@click.argument("amount", metavar="CREDITS", type=Credits())
+@click.option(
+    "--source", type=click.Choice(SOURCES), default="provision", show_default=True, help="What kind of grant."
+)
+@click.option("--reason", default="", help="For the journal.")
+@click.option("--effective-at", "effective_us", type=Time(), help="When it begins to count; else now.")
+@click.option("--expires-at", "expires_us", type=Time(), help="When what is left of it is gone; else never.")
+@click.option("--idempotency-key", "key", help="Grants once, however often it is repeated; else made up and printed.")
+@json_option
+def grant(
+    org: str,
+    amount: int,
+    source: str,
+    reason: str,
+    effective_us: int | None,
+    expires_us: int | None,
+    key: str | None,
+    as_json: bool,
+) -> None:
+    """Give credits to an org; creates the org where there is none."""
+    import secrets
+
+    from ledger.errors import LedgerUnavailable
+    from ledger.shapes import grant_shape
+
+    given = key or f"cli-{secrets.token_hex(8)}"
+
+    async def work(ledger: Ledger) -> dict[str, Any]:
+        receipt = await ledger.accounts.grant(
+            org, amount, key=given, who=who(), source=source, reason=reason,
+            effective_us=effective_us, expires_us=expires_us,
+        )  # fmt: skip
+        balance = await ledger.accounts.balance(org)
+        from ledger.money import format_micro
+
+        return {**grant_shape(org, receipt), "available": format_micro(balance.available_micro)}
+
+    try:
+        made = with_ledger(work)
+    except LedgerUnavailable as e:
+        raise LedgerUnavailable(f"{e}\nnot acknowledged; repeat it safely with --idempotency-key {given}") from e
+    if as_json:
+        print_json({name: value for name, value in made.items() if name != "available"})
+        return
+    what = "granted before, nothing changed" if made["replayed"] else "granted"
+    until = f", until {made['expires_at']}" if made["expires_at"] else ""
+    since = f", from {made['effective_at']}" if effective_us is not None else ""
+    click.echo(
+        f"{what}: {made['credits']} credits to {org} ({made['source']}{since}{until}); available {made['available']}"
+    )
+    click.echo(f"idempotency key: {given}")
+
+
+@click.command(cls=Command)
+@click.argument("org", required=False)
+@json_option
+@csv_option
+def balance(org: str | None, as_json: bool, as_csv: bool) -> None:
+    """What an org has, or every org."""
+    from ledger.shapes import balance_shape
+
+    async def work(ledger: Ledger) -> list[dict[str, Any]]:
+        found = await ledger.accounts.balances() if org is None else [await ledger.accounts.balance(org)]
+        return [balance_shape(one) for one in found]
+
+    rows = with_ledger(work)
+    if as_json:
+        print_json(rows if org is None else rows[0])
+    elif as_csv:
+        print_rows((*_BALANCE, "unlimited"), rows, as_csv=True)
+    else:
+        shown = [{**row, "available": "unlimited" if row["unlimited"] else row["available"]} for row in rows]
+        print_rows(_BALANCE, shown, right=_AMOUNTS, nothing="no orgs yet; `credits grant ORG CREDITS` creates one")
+
+
+@click.group(cls=Group)
+def org() -> None:
+    """Create and edit orgs."""
+
+
+@org.command("set")
+@click.argument("org")
+@click.option("--unlimited/--no-unlimited", default=None, help="Whether it may spend beyond what it was granted.")
+@click.option("--contact", help="Whom to write to.")
+@json_option
+def org_set(org: str, unlimited: bool | None, contact: str | None, as_json: bool) -> None:
+    """Create or edit an org; what is not given stays as it is."""
+    from ledger.shapes import balance_shape
+
+    async def work(ledger: Ledger) -> tuple[str, dict[str, Any]]:
+        done = await ledger.accounts.upsert(org, who=who(), unlimited=unlimited, contact=contact)
+        after = await ledger.accounts.balance(org)
+        return done, {**balance_shape(after), "contact": after.contact}
+
+    done, shape = with_ledger(work)
+    if as_json:
+        print_json(shape)
+    else:
+        click.echo(f"{org}: {'nothing to change' if done == 'same' else done}")
+
+
+@click.command(cls=Command)
+@click.argument("org")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Entries of one page.")
+@click.option("--cursor", help="Where the page before ended (`next`).")
+@json_option
+@csv_option
+def journal(org: str, limit: int, cursor: str | None, as_json: bool, as_csv: bool) -> None:
+    """Every grant, correction and change of an org: who, when, why."""
+
+    async def work(ledger: Ledger) -> tuple[list[dict[str, Any]], str | None]:
+        await ledger.accounts.balance(org)  # says it when there is no such org
+        return await ledger.accounts.journal(org, cursor, limit)
+
+    items, after = with_ledger(work)
+    if as_json:
+        print_json({"items": items, "next": after})
+        return
+    columns = ("id", "at", "type", "who", "credits", "source", "reason")
+    print_rows(columns if as_csv else columns[1:], items, as_csv=as_csv, right=("credits",), nothing="nothing yet")
+    if after and not as_csv:
+        click.echo(f"more: --cursor {after}")
+
+
+COMMANDS = (grant, balance, org, journal)

@@ -1,0 +1,166 @@
+"""What all commands share: `--config` anywhere, kinds of arguments, the ledger, near misses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ledger.clock import parse_time
+from ledger.money import AmountError, parse_credits
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from config.settings import Settings
+    from ledger.store import Ledger
+
+DEFAULT_CONFIG = Path("config/settings.yaml")
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(slots=True)
+class Options:
+    """What was said before or after the command's name."""
+
+    config: Path | None = None
+
+
+def _remember_config(context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        context.ensure_object(Options).config = value
+
+
+def _config_option(envvar: str | None) -> click.Option:
+    return click.Option(
+        ["--config"],
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        envvar=envvar,
+        expose_value=False,
+        callback=_remember_config,
+        help=f"Settings; else CREDITS_CONFIG, else {DEFAULT_CONFIG}.",
+    )
+
+
+class Command(click.Command):
+    """A command that takes `--config` after its name as well."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(_config_option(None))
+
+
+class Group(click.Group):
+    """A family of commands, which says what an unknown one was probably meant to be."""
+
+    command_class = Command
+    group_class = type
+
+    def __init__(self, *args: Any, envvar: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(_config_option(envvar))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            from config.problems import did_you_mean
+
+            ctx.fail(f"No such command {args[0]!r}{did_you_mean(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+class Credits(click.ParamType):
+    """An amount, as micro-credits."""
+
+    name = "credits"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_credits(value, "amount")
+        except AmountError as e:
+            self.fail(str(e), param, ctx)
+
+
+class Time(click.ParamType):
+    """An instant, as microseconds since 1970; a date is its first instant in UTC."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            text = f"{value}T00:00:00Z" if _is_date(value) else value
+            return parse_time(text)
+        except ValueError as e:
+            self.fail(f"{e} or 2026-11-22", param, ctx)
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
+def json_option(function: F) -> F:
+    """Adds `--json`, which comes in as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="For programs.")(function)
+
+
+def csv_option(function: F) -> F:
+    """Adds `--csv`, which comes in as `as_csv`."""
+    return click.option("--csv", "as_csv", is_flag=True, help="For spreadsheets.")(function)
+
+
+def settings() -> Settings:
+    """The settings this command was started with. Raises: ConfigError; click.UsageError where there is no file."""
+    import os
+
+    from config.settings import load_settings
+
+    options = click.get_current_context().find_object(Options)
+    path = (options and options.config) or DEFAULT_CONFIG
+    if not path.exists():
+        raise click.UsageError(f"settings {path}: no such file; name one with --config FILE or CREDITS_CONFIG")
+    return load_settings(path, os.environ)
+
+
+def open_ledger(given: Settings) -> AbstractAsyncContextManager[Ledger]:
+    """The ledger of these settings; the embedded server is started when none runs."""
+    from ledger import store
+
+    return store.open_ledger(given.redis.url, given.data_dir, given.metering.epoch_us)
+
+
+def with_ledger(work: Callable[[Ledger], Coroutine[Any, Any, T]]) -> T:
+    """The result of `work(ledger)` on the ledger of the settings."""
+    given = settings()
+
+    async def run() -> T:
+        async with open_ledger(given) as ledger:
+            return await work(ledger)
+
+    return asyncio.run(run())
+
+
+def who() -> str:
+    """Who is at work here, for the journal."""
+    import getpass
+
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # a user without a name
+        import os
+
+        return f"cli:{os.geteuid()}"

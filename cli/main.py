@@ -1,0 +1,90 @@
+"""The `credits` command: what it is made of, and how it ends.
+
+Exit codes: 0 done, 1 no (refused, failed, differs), 2 wrong use (arguments, settings), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from cli import accounts, admission, reports, services, tokens, tools, tour
+from cli.base import Group, Options
+from ledger.errors import CreditsError, InvalidRequest
+
+INTERRUPTED = 130
+
+
+@click.group(cls=Group, envvar="CREDITS_CONFIG", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="apolo-credits", prog_name="credits")
+@click.pass_context
+def credits(context: click.Context) -> None:
+    """Prepaid credits for compute clusters: meter, ledger, reports and admission."""
+    context.ensure_object(Options)
+
+
+for family in (services, accounts, admission, reports, tokens, tools, tour):
+    for command in family.COMMANDS:
+        credits.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run one command and leave with its exit code."""
+    code = _run(arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        result = credits.main(arguments, prog_name="credits", standalone_mode=False)
+    except click.Abort:
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has read enough
+        _forget_stdout()
+        return 0
+    except click.UsageError as e:
+        command = e.ctx.command_path if e.ctx else "credits"
+        return _say(f"{_on_one_line(e.format_message())}; see `{command} --help`", e.exit_code)
+    except click.ClickException as e:
+        return _say(_on_one_line(e.format_message()), e.exit_code)
+    except InvalidRequest as e:
+        return _say(e, 2)
+    except CreditsError as e:
+        from config.problems import ConfigError
+
+        return _say(e, 2 if isinstance(e, ConfigError) else 1)
+    except OSError as e:
+        return _say(e, 1)
+    except Exception as e:
+        if type(e).__module__.split(".")[0] != "redis":
+            raise
+        return _say(f"the ledger's server answers: {e or type(e).__name__}", 1)
+    return result if isinstance(result, int) else 0
+
+
+def _say(problem: object, code: int) -> int:
+    click.echo(f"credits: {problem}", err=True)
+    return code
+
+
+def _on_one_line(message: str) -> str:
+    message = message.strip().rstrip(".")
+    return message[:1].lower() + message[1:] if message[1:2].islower() else message
+
+
+def _forget_stdout() -> None:
+    # The interpreter flushes once more at its end, into a pipe that nobody reads.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

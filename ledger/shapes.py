@@ -1,0 +1,47 @@
+"""The shapes of answers, the same for `--json` and HTTP: amounts are decimal strings, times RFC 3339 in UTC."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ledger.accounts import Balance, GrantReceipt
+from ledger.clock import format_time
+from ledger.money import format_micro
+
+
+def time_or_none(us: int | None) -> str | None:
+    """An instant as text, None where there is none."""
+    return None if us is None else format_time(us)
+
+
+def balance_shape(balance: Balance) -> dict[str, Any]:
+    """What an org has; `burn_rate` is in credits an hour."""
+    return {
+        "org": balance.org,
+        "granted": format_micro(balance.granted_micro),
+        "expired": format_micro(balance.expired_micro),
+        "spent": format_micro(balance.spent_micro),
+        "held": format_micro(balance.held_micro),
+        "available": format_micro(balance.available_micro),
+        "overdraft": format_micro(balance.overdraft_micro),
+        "unlimited": balance.unlimited,
+        "burn_rate": format_micro(balance.burn_micro),
+        "exhausted_at": time_or_none(balance.exhausted_us),
+        "stage": balance.stage,
+    }
+
+
+def grant_shape(org: str, receipt: GrantReceipt) -> dict[str, Any]:
+    """A grant as it was acknowledged; `replayed`: it was there already, and nothing was granted again."""
+    record = receipt.record
+    return {
+        "org": org,
+        "idempotency_key": record.key,
+        "credits": record.credits,
+        "source": record.source,
+        "reason": record.reason,
+        "granted_at": record.granted_at,
+        "effective_at": record.effective_at,
+        "expires_at": record.expires_at,
+        "replayed": receipt.replayed,
+    }
