@@ -208,7 +208,7 @@ def choice(*options: str) -> Reader[str]:
             return text
         match = nearest(text, options)
         hint = f"did you mean '{match}'?" if match else f"expected one of {', '.join(options)}"
-        raise Refused(f"is {text!r}; {hint}")
+        raise Refused(f"is {shown(text)}; {hint}")
 
     return Reader(shape, read)
 

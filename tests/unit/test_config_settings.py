@@ -38,7 +38,6 @@ from config.values import Address, Secret
 from ledger.clock import parse_time
 from ledger.errors import CreditsError
 
-
 ROOT = Path(__file__).parents[2]
 
 
