@@ -53,10 +53,15 @@ def missing_for_lab(accounting: bool = True) -> str | None:
     if os.geteuid() != 0:
         return "a real Slurm is started as root only"
     programs = _PROGRAMS + (_DATABASE_PROGRAMS if accounting else ())
-    absent = [name for name in programs if shutil.which(name) is None]
+    absent = [name for name in programs if shutil.which(name, path=_path()) is None]
     if absent:
         return f"no {', '.join(absent)} here: apt-get install --no-install-recommends {PACKAGES}"
     return None
+
+
+def _path() -> str:
+    """Where programs are looked for: daemons are in places that not every shell looks in."""
+    return os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def free_ports(count: int) -> list[int]:
@@ -93,7 +98,8 @@ class SlurmLab:
     """One cluster `lab`: partitions cpu (default) and gpu, `nodes` nodes of 16 pretended CPUs and 4 GPUs each.
 
     With accounting: accounts acme > proja (alice), projb (alice, bob); QOS normal, low (preempted by high,
-    requeued), high. Without: any account, no QOS, no GPUs in a job's tres.
+    requeued), high. Without: any account, no QOS, no GPUs in a job's tres. `hook` is the directory of
+    job_submit.lua and what it loads, `hook_settings` what its settings file says at first.
     """
 
     def __init__(
@@ -104,12 +110,14 @@ class SlurmLab:
         nodes: int = 4,
         min_job_age: int = 300,
         hook: Path | None = None,
+        hook_settings: Mapping[str, str] | None = None,
     ) -> None:
         self.base = base
         self.accounting = accounting
         self.nodes = nodes
         self.min_job_age = min_job_age
-        self.hook = hook
+        self._hook = hook
+        self._hook_settings = hook_settings or {}
         self.conf = base / "conf"
         self.run_dir = base / "run"
         self.log_dir = base / "log"
@@ -124,7 +132,7 @@ class SlurmLab:
     def env(self) -> dict[str, str]:
         """The environment in which Slurm's own programs talk to this cluster."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
-        return inherited | {"SLURM_CONF": str(self.slurm_conf), "TZ": "UTC"}
+        return inherited | {"SLURM_CONF": str(self.slurm_conf), "TZ": "UTC", "PATH": _path()}
 
     # Life
 
@@ -346,8 +354,10 @@ class SlurmLab:
             device = self.base / "dev" / f"gpu{index}"
             if not device.exists():
                 os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
-        if self.hook is not None:
-            shutil.copy(self.hook, self.conf / "job_submit.lua")
+        if self._hook is not None:
+            for name in ("job_submit.lua", "credits_hook.lua"):
+                shutil.copy(self._hook / name, self.conf / name)
+            self.write_hook_conf(self._hook_settings)
         self.slurm_conf.write_text(self._slurm_conf())
         gres = f"NodeName=n[1-{self.nodes}] Name=gpu Type=a100 File={self.base}/dev/gpu[0-{_GPUS - 1}]\n"
         (self.conf / "gres.conf").write_text(gres)
@@ -373,7 +383,7 @@ class SlurmLab:
             "AuthType=auth/munge",
             f"AuthInfo=socket={self.run_dir}/munge.sock,cred_expire=5",
             "CredType=cred/munge",
-            *(["JobSubmitPlugins=lua"] if self.hook else []),
+            *(["JobSubmitPlugins=lua"] if self._hook else []),
             f"StateSaveLocation={self.base}/state",
             f"SlurmdSpoolDir={self.base}/spool/%n",
             f"SlurmctldPidFile={self.run_dir}/slurmctld.pid",
