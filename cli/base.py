@@ -77,7 +77,7 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-class Credits(click.ParamType):
+class Credits(click.ParamType[int]):
     """An amount, as micro-credits."""
 
     name = "credits"
@@ -91,7 +91,7 @@ class Credits(click.ParamType):
             self.fail(str(e), param, ctx)
 
 
-class Time(click.ParamType):
+class Time(click.ParamType[int]):
     """An instant, as microseconds since 1970; a date is its first instant in UTC."""
 
     name = "time"

@@ -21,14 +21,14 @@ INTERRUPTED = 130
 @click.group(cls=Group, envvar="CREDITS_CONFIG", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="apolo-credits", prog_name="credits")
 @click.pass_context
-def credits(context: click.Context) -> None:
+def commands(context: click.Context) -> None:
     """Prepaid credits for compute clusters: meter, ledger, reports and admission."""
     context.ensure_object(Options)
 
 
 for family in (services, accounts, admission, reports, tokens, tools, tour):
     for command in family.COMMANDS:
-        credits.add_command(command)
+        commands.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _run(arguments: list[str] | None) -> int:
     try:
-        result = credits.main(arguments, prog_name="credits", standalone_mode=False)
+        result = commands.main(arguments, prog_name="credits", standalone_mode=False)
     except click.Abort:
         return INTERRUPTED
     except KeyboardInterrupt:
@@ -51,6 +51,9 @@ def _run(arguments: list[str] | None) -> int:
     except BrokenPipeError:  # whoever read our output has read enough
         _forget_stdout()
         return 0
+    except click.exceptions.NoArgsIsHelpError as e:
+        e.show()
+        return e.exit_code
     except click.UsageError as e:
         command = e.ctx.command_path if e.ctx else "credits"
         return _say(f"{_on_one_line(e.format_message())}; see `{command} --help`", e.exit_code)

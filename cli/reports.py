@@ -1,1 +1,98 @@
-COMMANDS = ()
+"""`usage`: what was used, by whatever is asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.base import Command, Time, csv_option, json_option, with_ledger
+from cli.output import print_json, print_rows
+
+if TYPE_CHECKING:
+    from ledger.store import Ledger
+    from ledger.usage import UsageReport
+
+GROUPS = ("cluster", "org", "project", "user", "kind", "resource", "app", "workload")
+
+
+class _Groups(click.ParamType[tuple[str, ...]]):
+    """Names with commas between them."""
+
+    name = "names"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(dict.fromkeys(part.strip() for part in str(value).split(",")))
+        for name in names:
+            if name not in GROUPS:
+                from config.problems import did_you_mean
+
+                self.fail(f"{name!r} is nothing to group by{did_you_mean(name, GROUPS)}", param, ctx)
+        return names
+
+
+@click.command(cls=Command)
+@click.option("--from", "from_us", type=Time(), help="Start of the period; else the start of the ledger.")
+@click.option("--to", "to_us", type=Time(), help="End of the period; else now.")
+@click.option("--cluster", help="Only this cluster.")
+@click.option("--org", help="Only this org.")
+@click.option("--project", help="Only this project.")
+@click.option("--user", help="Only this user.")
+@click.option("--kind", type=click.Choice(("job", "app", "storage")), help="Only this kind of workload.")
+@click.option(
+    "--group-by", type=_Groups(), default="org", show_default=True, help=f"One or more of {','.join(GROUPS)}."
+)
+@click.option("--step", type=click.Choice(("hour", "day", "week", "month")), help="A row for each of these (UTC).")
+@json_option
+@csv_option
+def usage(
+    from_us: int | None,
+    to_us: int | None,
+    cluster: str | None,
+    org: str | None,
+    project: str | None,
+    user: str | None,
+    kind: str | None,
+    group_by: tuple[str, ...],
+    step: str | None,
+    as_json: bool,
+    as_csv: bool,
+) -> None:
+    """What was used in a period: exact sums out of the ledger."""
+
+    async def work(ledger: Ledger) -> UsageReport:
+        from ledger.money import HOUR_US
+        from ledger.usage import UsageQuery
+        from ledger.usage import usage as find
+
+        since = ledger.epoch_us - ledger.epoch_us % HOUR_US if from_us is None else from_us
+        marks = await ledger.charging.source_marks()
+        until = to_us
+        if until is None:  # snapshots may bring a clock that is ahead of ours
+            latest = max([ledger.clock(), *marks.values()])
+            until = max(latest, since) - latest % -HOUR_US
+        query = UsageQuery(
+            from_us=since, to_us=until, cluster=cluster, org=org, project=project, user=user, kind=kind,
+            group_by=group_by, step=step,
+        )  # fmt: skip
+        return await find(ledger, query)
+
+    report = with_ledger(work)
+    shape = report.shape()
+    if as_json:
+        print_json(shape)
+        return
+    first = [*(["at"] if step else []), *group_by]
+    workload = ["kind", "started_at", "ended_at"] if "workload" in group_by else []
+    columns = list(dict.fromkeys([*first, *workload, "credits", "hours"]))
+    if not as_csv:
+        click.echo(f"from {shape['from']} to {shape['to']}")
+    total = {columns[0]: "total", "credits": shape["total"]}
+    print_rows(
+        columns, shape["rows"], as_csv=as_csv, right=("credits", "hours"), last=total, nothing="nothing was used"
+    )
+
+
+COMMANDS = (usage,)
