@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from config.settings import Settings
+    from config.values import Address
     from ledger.store import Ledger
 
 DEFAULT_CONFIG = Path("config/settings.yaml")
@@ -152,6 +153,12 @@ def with_ledger(work: Callable[[Ledger], Coroutine[Any, Any, T]]) -> T:
             return await work(ledger)
 
     return asyncio.run(run())
+
+
+def reach(listen: Address) -> str:
+    """`host:port` at which a listener of this machine is reached."""
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(listen.host, listen.host)  # noqa: S104
+    return f"[{host}]:{listen.port}" if ":" in host and not host.startswith("[") else f"{host}:{listen.port}"
 
 
 def who() -> str:
