@@ -1,0 +1,153 @@
+"""The rounds of one source as they happen: ask, meter, commit; failures are told once and counted, never raised on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+from exporter.health import LedgerHealth, Once, SourceHealth
+from exporter.rates import RatesInForce
+from exporter.rounds import RoundReport, Rounds
+from exporter.sources.base import SourceError
+from ledger.clock import Clock, now_us
+from ledger.errors import LedgerUnavailable
+from ledger.model import RateTable, Snapshot
+
+FETCH_SECONDS: Final = 900.0
+"""Sources bound their own calls; this is for what none of them thought of."""
+
+
+class RatesOfPlatform(Protocol):
+    """What a source also is where its platform knows prices."""
+
+    async def rates(self) -> RateTable:
+        """The prices now. Raises: SourceError."""
+
+
+class SourceRounds:
+    """Runs the rounds of one source. `run` is what a scheduler calls; only one may be under way at a time."""
+
+    def __init__(
+        self,
+        rounds: Rounds,
+        ledger_health: LedgerHealth,
+        *,
+        after: Callable[[], Awaitable[None]],
+        prices: tuple[RatesOfPlatform, RatesInForce] | None = None,
+        clock: Clock = now_us,
+        fetch_seconds: float = FETCH_SECONDS,
+    ) -> None:
+        """`after` is awaited after each round. `prices`: whose prices complete the rates of the cluster."""
+        source = rounds.source
+        self.health = SourceHealth(source.name, source.cluster)
+        self._rounds = rounds
+        self._ledger_health = ledger_health
+        self._after = after
+        self._prices = prices
+        self._clock = clock
+        self._fetch_seconds = fetch_seconds
+        self._once = Once(f"Source {source.name}")
+        self._task: asyncio.Task[None] | None = None
+        self._committing = False
+        self._given_up = False
+
+    async def run(self) -> None:
+        """One round; what goes wrong is shown, and the next one tries again."""
+        self._task = asyncio.current_task()
+        try:
+            await self._try()
+            await self._after()
+        except asyncio.CancelledError:
+            if not self._given_up:
+                raise
+        finally:
+            self._task = None
+
+    async def _try(self) -> None:
+        try:
+            report = await self.once()
+        except LedgerUnavailable as error:
+            self._ledger_health.up = False
+            self._once.failed(error, " Nothing is charged until it is back; then everything is caught up.")
+        except Exception as error:
+            self._once.failed(error)
+        else:
+            if not report.failed:
+                self._once.well()
+
+    async def once(self) -> RoundReport:
+        """One round.
+
+        Raises: SourceError: nothing was changed; LedgerUnavailable, LedgerDamaged, or a fault of our own: what
+            was committed stays, and the next round goes on from there.
+        """
+        began = time.monotonic()
+        health = self.health
+        try:
+            snapshot, since = await self._ask()
+            self._committing = True
+            report = await self._take(snapshot, since)
+            if report.failed:
+                orgs = ", ".join(report.failed[:5]) + (", ..." if len(report.failed) > 5 else "")
+                self._once.warn(
+                    "busy", f"another exporter was at work on {orgs}; what is missing is charged in the next round."
+                )
+            else:
+                health.charged_us = max(health.charged_us or 0, snapshot.taken_us)
+            health.failures = 0
+            self._ledger_health.up = True
+            return report
+        except Exception:
+            health.failures += 1
+            raise
+        finally:
+            self._committing = False
+            health.tried = True
+            health.round_seconds = time.monotonic() - began
+
+    def overdue(self) -> None:
+        """The scheduler wanted a round while the last one is under way."""
+        self._once.warn("slow", "a round takes longer than metering.interval_seconds; the next one waits for it.")
+
+    def give_up(self) -> asyncio.Task[None] | None:
+        """Stop asking; a commit under way goes on. Returns what there is to wait for."""
+        self._given_up = True
+        if self._task is not None and not self._committing:
+            self._task.cancel()
+        return self._task
+
+    async def _ask(self) -> tuple[Snapshot, int | None]:
+        health, source = self.health, self._rounds.source
+        since = await self._rounds.ledger.charging.source_mark(source.name)
+        if since is not None:
+            health.charged_us = max(health.charged_us or 0, since)
+        began = time.monotonic()
+        table: RateTable | None = None
+        try:
+            async with asyncio.timeout(self._fetch_seconds):
+                if self._prices is not None:
+                    table = await self._prices[0].rates()
+                snapshot = await source.fetch(since)
+        except TimeoutError:
+            health.up = False
+            raise SourceError(f"{source.name}: no snapshot within {self._fetch_seconds:g} s; it was given up") from None
+        except Exception:
+            health.up = False
+            raise
+        finally:
+            health.fetch_seconds = time.monotonic() - began
+        health.up, health.snapshot_us = True, self._clock()
+        if self._prices is not None and table is not None:
+            await self._prices[1].complete(source.cluster, table)
+        return snapshot, since
+
+    async def _take(self, snapshot: Snapshot, since: int | None) -> RoundReport:
+        try:
+            return await self._rounds.take(snapshot, since)
+        except BaseException:
+            # It may have ended between two changes in memory: what the ledger has is read again.
+            books = self._rounds.books
+            books.doubt(books.states)
+            raise
