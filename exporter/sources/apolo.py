@@ -41,6 +41,27 @@ _CONFIG_US: Final = 60 * _SECOND_US
 _RIGHTS_US: Final = 600 * _SECOND_US
 
 
+class _Found:
+    """What a round's looks came to. A later word on a job replaces an earlier one."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, tuple[Observation, bool]] = {}
+        self.broken: set[str | None] = set()
+        self.unbillable: Counter[str] = Counter()
+        self.sure = True
+        """Nothing that may be running was left out."""
+
+    def add(self, verdict: Verdict) -> None:
+        if verdict.reason is not None:
+            self.unbillable[verdict.reason] += 1
+            self.broken.add(verdict.id)
+            self.sure = self.sure and not verdict.active
+        elif verdict.observation is not None:
+            self.jobs[verdict.observation.id] = verdict.observation, verdict.active
+            if verdict.oversized:
+                self.unbillable[OVERSIZED] += 1
+
+
 class ApoloSource:
     """Three looks each round, since the API cannot say what ended: jobs that are active, those that were active
     the round before, and those created since. At its start it looks through all that the platform still keeps.
@@ -65,8 +86,8 @@ class ApoloSource:
         self._config_us = 0
         self._sizes = PresetSizes()
         self._rights_us: int | None = None
-        self._active: frozenset[str] = frozenset()
-        self._ended: dict[str, Observation] = {}
+        self._active: dict[str, Observation] = {}
+        self._ended: dict[str, tuple[Observation, int]] = {}
         self._swept_us: int | None = None
 
     async def close(self) -> None:
@@ -94,57 +115,42 @@ class ApoloSource:
         config, admin_url = await self._platform(taken_us)
         if self._rights_us is None or taken_us - self._rights_us >= _RIGHTS_US:
             await self._check_rights(admin_url, taken_us)
-        verdicts: dict[str, Verdict] = {}
-        unbillable: Counter[str] = Counter()
-        sure = True
-        broken: set[str | None] = set()
+        found = _Found()
         async for verdict in self._looks(since_us, taken_us):
-            if verdict.reason is not None:
-                unbillable[verdict.reason] += 1
-                sure = sure and not verdict.active
-                broken.add(verdict.id)
-            elif verdict.id is not None:
-                verdicts[verdict.id] = verdict
-        unseen = self._active - verdicts.keys() - broken
+            found.add(verdict)
+        unseen = self._active.keys() - found.jobs.keys() - found.broken
         answers = await gather_bounded(unseen, self._one)
         if None in answers:
             # Where rights were taken away, everything looks deleted.
             await self._check_rights(admin_url, taken_us)
-            unbillable[DROPPED] = answers.count(None)
+            found.unbillable[DROPPED] = answers.count(None)
         for answer in answers:
-            if answer is None:
-                continue
-            if answer.reason is not None:
-                unbillable[answer.reason] += 1
-                sure = sure and not answer.active
-                broken.add(answer.id)
-            elif answer.id is not None:
-                verdicts[answer.id] = answer
+            if answer is not None:
+                found.add(answer)
         if self._settings.disks:
             await self._look_at_disks(config, admin_url, taken_us)
         # Nothing failed: from here on this round counts.
-        active: list[Observation] = []
-        ended = self._remembered(since_us)
-        for job_id, verdict in verdicts.items():
-            if verdict.observation is None:
-                continue
-            unbillable[OVERSIZED] += verdict.oversized
-            if verdict.active:
-                active.append(verdict.observation)
+        active = {job_id: job for job_id, job in self._active.items() if job_id in found.broken}
+        ended = self._not_told_yet(since_us)
+        for job_id, (job, is_active) in found.jobs.items():
+            if is_active:
+                # The meter knows by identity what has not changed.
+                known = self._active.get(job_id)
+                active[job_id] = known if known is not None and known == job else job
                 ended.pop(job_id, None)
-            else:
-                ended[job_id] = verdict.observation
-        self._active = frozenset(job.id for job in active) | (self._active & broken)
+            elif job_id not in ended or ended[job_id][0] != job:
+                ended[job_id] = job, taken_us
+        self._active = active
         self._ended = ended
         self._swept_us = taken_us
-        unbillable.update(self._stored.unbillable)
+        found.unbillable.update(self._stored.unbillable)
         return Snapshot(
             self.name,
             self.cluster,
             taken_us,
-            [*active, *ended.values(), *self._stored.volumes],
-            complete=sure and self._stored.complete,
-            unbillable={reason: count for reason, count in unbillable.items() if count},
+            [*active.values(), *(job for job, _ in ended.values()), *self._stored.volumes],
+            complete=found.sure and self._stored.complete,
+            unbillable=dict(found.unbillable),
         )
 
     async def _looks(self, since_us: int | None, taken_us: int) -> AsyncIterator[Verdict]:
@@ -180,12 +186,10 @@ class ApoloSource:
             raise
         return read_job(body, self._remote, self._sizes)
 
-    def _remembered(self, since_us: int | None) -> dict[str, Observation]:
-        """Ended jobs that may not be charged yet: a snapshot can be lost on its way to the ledger."""
-        if since_us is None:
-            return dict(self._ended)
-        kept_us = since_us - _OVERLAP_US
-        return {i: job for i, job in self._ended.items() if job.ended_us is None or job.ended_us >= kept_us}
+    def _not_told_yet(self, since_us: int | None) -> dict[str, tuple[Observation, int]]:
+        """Ended jobs, with when that was seen, of which the ledger may not know: snapshots can be lost."""
+        known_us = 0 if since_us is None else since_us - _OVERLAP_US
+        return {job_id: (job, seen_us) for job_id, (job, seen_us) in self._ended.items() if seen_us > known_us}
 
     async def _platform(self, taken_us: int) -> tuple[ClusterConfig, URL]:
         """The cluster's config and the admin API, asked for again from time to time: presets change."""

@@ -22,9 +22,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-async def gather_bounded(
-    items: Iterable[Item], ask: Callable[[Item], Coroutine[Any, Any, Result]]
-) -> list[Result]:
+async def gather_bounded(items: Iterable[Item], ask: Callable[[Item], Coroutine[Any, Any, Result]]) -> list[Result]:
     """The results for all items, in order, a few asked at once. Raises: what the first failing one raises."""
     gate = asyncio.Semaphore(AT_ONCE)
 
@@ -56,9 +54,7 @@ class DiskReader:
         """The disks now. Raises: SourceError; what was known stays known then."""
         projects = [
             project
-            for project in read_projects(
-                await self._client.get(admin_url / "clusters" / self._cluster / "projects")
-            )
+            for project in read_projects(await self._client.get(admin_url / "clusters" / self._cluster / "projects"))
             if project.org_name and (not self._orgs or project.org_name in self._orgs)
         ]
 

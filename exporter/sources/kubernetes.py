@@ -58,9 +58,7 @@ class KubernetesSource:
             (size.preset, Size(round(size.cpu * 1000), round(size.memory_gb * 1_000_000_000), size.gpus))
             for size in settings.presets
         )
-        reader = PodReader(
-            settings.labels, sizes, jobs=beside is None, disks=beside is None or not beside.disks
-        )
+        reader = PodReader(settings.labels, sizes, jobs=beside is None, disks=beside is None or not beside.disks)
         self._namespaces = Namespaces(settings.labels, self._replace_in)
         self._pods = Pods(reader, self._namespaces, settings.skip_namespaces)
         self._claims = Claims(reader, self._namespaces, settings.skip_namespaces)

@@ -197,9 +197,7 @@ class PodReader:
         except BROKEN as error:
             raise Unbillable(names.MALFORMED) from error
 
-    def read_pod(
-        self, pod: Pod, before: Observation | None, now_us: int, *, deleted: bool = False
-    ) -> Tracked | None:
+    def read_pod(self, pod: Pod, before: Observation | None, now_us: int, *, deleted: bool = False) -> Tracked | None:
         """What a pod is, and since when it has run; None for one that another source meters.
 
         `before` is what was known of it, `now_us` when it is seen, `deleted`: for the last time.

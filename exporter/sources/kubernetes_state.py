@@ -188,9 +188,7 @@ class Objects:
             counted[ORG_MISMATCH] = len(self._contradict)
         return counted
 
-    def _read(
-        self, raw: bytes | msgspec.Raw, before: Tracked | None, now_us: int, *, deleted: bool
-    ) -> Tracked | None:
+    def _read(self, raw: bytes | msgspec.Raw, before: Tracked | None, now_us: int, *, deleted: bool) -> Tracked | None:
         raise NotImplementedError
 
     def _changed(self, tracked: Tracked, uid: str) -> None:
@@ -270,9 +268,7 @@ class Claims(Objects):
         super().__init__(namespaces, skip_namespaces)
         self._reader = reader
 
-    def _read(
-        self, raw: bytes | msgspec.Raw, before: Tracked | None, now_us: int, *, deleted: bool
-    ) -> Tracked | None:
+    def _read(self, raw: bytes | msgspec.Raw, before: Tracked | None, now_us: int, *, deleted: bool) -> Tracked | None:
         return self._reader.read_claim(raw)
 
 
@@ -317,9 +313,7 @@ class Pods(Objects):
                 self._dirty.discard(key)
         return [run for runs in self._runs.values() for run in runs if priced is None or run.app in priced]
 
-    def _read(
-        self, raw: bytes | msgspec.Raw, before: Tracked | None, now_us: int, *, deleted: bool
-    ) -> Tracked | None:
+    def _read(self, raw: bytes | msgspec.Raw, before: Tracked | None, now_us: int, *, deleted: bool) -> Tracked | None:
         pod = self._reader.decode_pod(raw)
         return self._reader.read_pod(pod, None if before is None else before.observation, now_us, deleted=deleted)
 

@@ -43,9 +43,7 @@ class Size:
 
     def __or__(self, other: Size) -> Size:
         """The larger of both in each respect."""
-        return Size(
-            max(self.cpu_milli, other.cpu_milli), max(self.memory, other.memory), max(self.gpus, other.gpus)
-        )
+        return Size(max(self.cpu_milli, other.cpu_milli), max(self.memory, other.memory), max(self.gpus, other.gpus))
 
 
 def size_of(resources: Mapping[str, str]) -> Size:
