@@ -33,7 +33,7 @@ class Script:
         self.name = name
         self._client = client
         self._text = _source(name)
-        self._digest = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
+        self.digest = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, names: Sequence[str], arguments: Sequence[Any]) -> Any:
         """The script's answer; strings in it are bytes.
@@ -45,9 +45,13 @@ class Script:
     async def _once(self, names: Sequence[str], arguments: Sequence[Any]) -> Any:
         # execute_command, since redis-py refuses evalsha in a cluster's pipeline and types it as str only.
         try:
-            return await self._client.execute_command("EVALSHA", self._digest, len(names), *names, *arguments)
+            return await self._client.execute_command("EVALSHA", self.digest, len(names), *names, *arguments)
         except NoScriptError:
-            return await self._client.execute_command("EVAL", self._text, len(names), *names, *arguments)
+            return await self.in_full(names, arguments)
+
+    async def in_full(self, names: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """Once, with the script's text, after which the server has it."""
+        return await self._client.execute_command("EVAL", self._text, len(names), *names, *arguments)
 
     async def durably(self, names: Sequence[str], arguments: Sequence[Any]) -> Any:
         """As a call, but returns only once the server has what was written on disk (WAITAOF where it has it).
@@ -95,6 +99,8 @@ class Scripts:
     def __init__(self, client: Client) -> None:
         self.admit = Script(client, "admit")
         self.balance = Script(client, "balance")
+        self.budget_remove = Script(client, "budget_remove")
+        self.budget_set = Script(client, "budget_set")
         self.charge = Script(client, "charge")
         self.grant = Script(client, "grant")
         self.org = Script(client, "org")

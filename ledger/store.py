@@ -11,6 +11,8 @@ from typing import Any
 
 from ledger import keys
 from ledger.accounts import Accounts
+from ledger.admission import Admissions
+from ledger.budget_store import BudgetStore
 from ledger.charging import Charging
 from ledger.clock import Clock, now_us
 from ledger.connect import Client, again, connect
@@ -18,6 +20,7 @@ from ledger.embedded import read_marker, write_marker
 from ledger.errors import LedgerDamaged
 from ledger.lua import Scripts, text
 from ledger.rates_store import RatesStore
+from ledger.tokens import Tokens
 
 SCHEMA = "1"
 
@@ -33,6 +36,9 @@ class Ledger:
         self.accounts = Accounts(client, self.scripts, clock)
         self.charging = Charging(client, self.scripts, clock)
         self.rates = RatesStore(client, self.scripts, clock)
+        self.budgets = BudgetStore(client, self.scripts, self.rates, clock)
+        self.admissions = Admissions(client, self.scripts, self.rates, self.budgets, clock)
+        self.tokens = Tokens(client, clock)
 
 
 @asynccontextmanager

@@ -64,7 +64,7 @@ local function drop_hold(id, units)
   if left - units <= 0 then
     redis.call('HDEL', KEYS[3], id)
     redis.call('ZREM', KEYS[4], id)
-    if hold.workload and redis.call('HGET', KEYS[5], hold.workload) == id then
+    if type(hold.workload) == 'string' and redis.call('HGET', KEYS[5], hold.workload) == id then
       redis.call('HDEL', KEYS[5], hold.workload)
     end
   else

@@ -1,0 +1,111 @@
+"""The words of a refusal, the same everywhere: what ran out, what is left, what the job needs, and what helps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from zoneinfo import ZoneInfo
+
+from ledger.budgets import Budget
+from ledger.clock import format_time, from_us
+from ledger.money import format_micro
+
+_PERIODS = {"day": "daily", "week": "weekly", "month": "monthly", "total": "total"}
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What else is known of an org: whom to ask, what it burns an hour, where credits are bought."""
+
+    contact: str | None = None
+    burn_micro: int = 0
+    buy_url: str | None = None
+
+
+UNKNOWN = Circumstances()
+
+
+def credits_text(micro: int) -> str:
+    """`1 credit`, `0.5 credits`."""
+    return f"{format_micro(micro)} credit{'' if micro == 1_000_000 else 's'}"
+
+
+def no_credits(org: str, left_micro: int, required_micro: int, about: Circumstances = UNKNOWN) -> str:
+    """The org cannot pay."""
+    left = f"has {credits_text(left_micro)} left" if left_micro > 0 else "has no credits left"
+    if left_micro < 0:
+        left = f"is {credits_text(-left_micro)} short"
+    burn = f" and its running work uses {credits_text(about.burn_micro)} an hour" if about.burn_micro > 0 else ""
+    return f"Org {org} {left}{burn}; this needs {credits_text(required_micro)} to start. {_who_helps(org, about)}"
+
+
+def budget_exhausted(
+    budget: Budget, at_us: int, left_micro: int, required_micro: int, about: Circumstances = UNKNOWN, org: str = ""
+) -> str:
+    """A budget of the project, or of the user in it, does not allow it now."""
+    whose = f"project {budget.project}" if budget.user is None else f"user {budget.user} in project {budget.project}"
+    kind = _PERIODS.get(budget.period, budget.period)
+    left = f"{credits_text(max(0, left_micro))} of {format_micro(budget.limit_micro)} left"
+    ends = budget.period_at(at_us)[1]
+    frees = f"It starts anew {_local(ends, budget.timezone)}; " if ends is not None else ""
+    ask = f"{about.contact or f'an owner of org {org}'} can raise it."
+    if not frees:
+        ask = ask[0].upper() + ask[1:]
+    return f"The {kind} budget of {whose} has {left}; this needs {credits_text(required_micro)} to start. {frees}{ask}"
+
+
+def unknown_org(org: str, about: Circumstances = UNKNOWN) -> str:
+    """Nobody pays for it."""
+    ask = about.contact or "an administrator of the cluster"
+    return f"There is no org {org!r} with credits. Check the name, or ask {ask} to set it up."
+
+
+def unpriced(cluster: str, what: str, name: str, known: Iterable[str]) -> str:
+    """The cluster has no rate for it. `what`: preset or app."""
+    names = sorted(known)
+    near = get_close_matches(name, names, 1)
+    if near:
+        hint = f"Did you mean {near[0]}?"
+    elif 0 < len(names) <= 12:
+        hint = f"There are rates for {', '.join(names)}."
+    else:
+        hint = "An administrator of the cluster can set one."
+    return f"Cluster {cluster} has no rate for {what} {name!r}, so it cannot be charged. {hint}"
+
+
+def ledger_unavailable() -> str:
+    """Nobody can say what is left."""
+    return "Credits cannot be checked right now, so nothing is started. Please try again in a minute."
+
+
+def let_through(cluster: str) -> str:
+    """Allowed though nobody could say what is left."""
+    return f"Credits of cluster {cluster} cannot be checked right now; this starts anyway and is charged later."
+
+
+def shadowed(refusal: str) -> str:
+    """Allowed because refusals are only tried out."""
+    return f"This starts, since refusals are only tried out here; it would be refused: {refusal}"
+
+
+def admitted(required_micro: int, org: str, left_micro: int | None, count: int = 1) -> str:
+    """It may start."""
+    what = f"{count} units" if count > 1 else "This"
+    if required_micro == 0:
+        return f"{what} cost{'' if count > 1 else 's'} nothing."
+    left = "" if left_micro is None else f"; org {org} then has {credits_text(left_micro)} left"
+    return f"{credits_text(required_micro)} are set aside to start{left}."
+
+
+def _who_helps(org: str, about: Circumstances) -> str:
+    ask = about.contact or f"an owner of org {org} or an administrator of the cluster"
+    buy = f", or buy credits at {about.buy_url}" if about.buy_url else ""
+    return f"Ask {ask} for credits{buy}."
+
+
+def _local(us: int, zone: str) -> str:
+    """`on 2026-12-01 00:00 (Europe/Berlin)`."""
+    if zone == "UTC":
+        return f"at {format_time(us)}"
+    return f"on {from_us(us).astimezone(ZoneInfo(zone)):%Y-%m-%d %H:%M} ({zone})"
