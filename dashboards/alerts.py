@@ -12,6 +12,7 @@ from exporter.metric_names import (
     ADMISSIONS,
     ALLOWED,
     LEDGER_DRIFT,
+    LEDGER_UP,
     LEDGER_VERIFIED,
     METER_LAG,
     ORPHAN_HOLDS,
@@ -114,6 +115,14 @@ def _ledger() -> list[Alert]:
             f"{each(OVERDRAFT, EVERYTHING)} > 0",
             "Org {{ $labels.org }} spent more than it has",
             "Org {{ $labels.org }} is {{ $value }} credits below zero.",
+        ),
+        Alert(
+            "CreditsLedgerDown",
+            "critical",
+            "1m",
+            f"{LEDGER_UP.name} == 0",
+            "The ledger's server does not answer",
+            "{{ $labels.job }} cannot reach the ledger: nothing is charged, and admission follows on_ledger_down.",
         ),
         Alert(
             "CreditsOrphanHolds",

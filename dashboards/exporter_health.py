@@ -26,11 +26,13 @@ from dashboards.units import (
 from exporter.metric_names import (
     LEDGER_DRIFT,
     LEDGER_EPOCH,
+    LEDGER_UP,
     LEDGER_VERIFIED,
     METER_LAG,
     RELOAD_OK,
     ROUND_DURATION,
     SOURCE_DURATION,
+    SOURCE_FAILURES,
     SOURCE_LAST_SUCCESS,
     SOURCE_UP,
     UNBILLABLE,
@@ -87,6 +89,23 @@ def dashboard() -> PanelJson:
     )
     grid.line(
         4,
+        stat(
+            "Ledger",
+            "Whether the ledger's server answered every process that asked it last.",
+            f"min({LEDGER_UP.name})",
+            COUNT,
+            UP,
+            none="not asked",
+            mappings=DOWN_UP,
+        ),
+        stat(
+            "Failed rounds",
+            "Rounds that failed in a row, of the source that is worst off.",
+            gauge(SOURCE_FAILURES, scope, how="max"),
+            COUNT,
+            ANY_IS_ODD,
+            none="no source",
+        ),
         stat(
             "Ledger drift",
             "Credits by which totals and their parts differed at the last check; anything but 0 is a fault.",
@@ -156,6 +175,7 @@ def dashboard() -> PanelJson:
         Column("Up", each(SOURCE_UP, scope), COUNT, UP, mappings=DOWN_UP),
         Column("Last success", f"time() - {each(SOURCE_LAST_SUCCESS, scope)}", SECONDS, STALE),
         Column("Lag", each(METER_LAG, scope), SECONDS, LAG),
+        Column("Failed rounds", each(SOURCE_FAILURES, scope), COUNT, ANY_IS_ODD),
         Column("Fetch", each(SOURCE_DURATION, scope), LATENCY),
         Column("Round", each(ROUND_DURATION, scope), LATENCY),
     ]

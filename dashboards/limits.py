@@ -22,8 +22,8 @@ CHECKPOINT_MINUTE: Final = 59
 """The minute of each hour in which the checkpoints of the counters are recorded."""
 NEAR: Final = "2h"
 """How far back the scraped samples themselves are looked for; an hour would do, the rest is for a missed checkpoint."""
-FAR: Final = "30d"
-"""How far back the hourly checkpoints are looked for: the longest outage that a range may start or end in."""
+FAR: Final = "14d"
+"""How far back the hourly checkpoints are looked for: a range that starts or ends in a longer outage is not known."""
 PEAK_DAYS: Final = 30
 """The balance that a share used up refers to is the highest of so many days."""
 

@@ -6,7 +6,7 @@ from dashboards import page as p
 from dashboards.figures import EXACT, apps, budgets, burn_lines, burning, resources, spenders, spent, spent_bars
 from dashboards.layout import Grid, PanelJson
 from dashboards.panels import lines, ranking, stat
-from dashboards.promql import gauge, total
+from dashboards.promql import changed, gauge, total
 from dashboards.recorded import BALANCE_USED, RUNWAY
 from dashboards.tables import Column, table
 from dashboards.units import (
@@ -132,7 +132,6 @@ def dashboard() -> PanelJson:
             CREDITS,
         ),
     )
-    latest = f"sum by (org) ({GRANTED.name}{scope.on(GRANTED)})"
-    grants = p.changes("Grants", "Credits granted", f"{latest} > {latest} offset $__interval", "green", "{{org}}")
+    grants = p.changes("Grants", "Credits granted", changed(GRANTED, scope), "green", "{{source}}")
     about = "What an org has, how long it lasts, and where it goes."
     return p.page(p.ORGANIZATION, "Credits / Organization", about, variables, grid, [grants])

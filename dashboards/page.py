@@ -71,9 +71,9 @@ def _template(variable: Variable, before: Sequence[Variable]) -> PanelJson:
             refresh=2,
         )
     )
-    made["definition"] = query
     made["query"] = {"query": query, "refId": f"variable-{variable.label}", "qryType": 1}
-    made["current"] = {"selected": True, "text": ["All"], "value": ["$__all"]} if variable.several else {}
+    if variable.several:
+        return {**_current_keys(made), "current": {"selected": True, "text": ["All"], "value": ["$__all"]}}
     return _current_keys(made)
 
 
@@ -81,13 +81,12 @@ def _datasource() -> PanelJson:
     made: PanelJson = plain(
         Template(name="datasource", label="Data source", query="prometheus", type="datasource", refresh=1)
     )
-    made["current"] = {}
     return _current_keys(made)
 
 
 def _current_keys(template: PanelJson) -> PanelJson:
-    """Without the keys of older Grafanas."""
-    for key in ("useTags", "tagsQuery", "tagValuesQuery", "auto", "auto_count", "auto_min"):
+    """Without the keys of older Grafanas, and without a choice: Grafana makes the first one."""
+    for key in ("current", "useTags", "tagsQuery", "tagValuesQuery", "auto", "auto_count", "auto_min"):
         template.pop(key, None)
     return {**template, "skipUrlSync": False, "regex": ""}
 

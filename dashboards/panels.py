@@ -54,6 +54,7 @@ def panel(
     )
     for key in ("editable", "error", "hideTimeOverride", "span"):
         made.pop(key, None)
+    made["fieldConfig"].setdefault("overrides", [])
     return made
 
 

@@ -62,18 +62,17 @@ def _checkpointed(metric: Metric, braces: str, offset: str = "") -> str:
 
 
 def _known(span: tuple[str, str], near: bool) -> str:
-    """Holds where the counters at the start are known: Prometheus saw the ledger then, or the ledger is younger.
+    """Holds where both edges are known: Prometheus saw the ledger, or at the start there was no ledger yet.
 
     Without it a range that starts before Prometheus' own history would count all that was spent before.
     """
     duration, seconds = span
     name, kept = LEDGER_EPOCH.name, checkpoint(LEDGER_EPOCH)
-    before = f"last_over_time({kept}[{FAR}] offset {duration})"
-    now = f"last_over_time({kept}[{FAR}])"
+    end, start = f"last_over_time({kept}[{FAR}])", f"last_over_time({kept}[{FAR}] offset {duration})"
     if near:
-        before = f"last_over_time({name}[{NEAR}] offset {duration}) or {before}"
-        now = f"(last_over_time({name}[{NEAR}]) or {now})"
-    return f"({before} or {now} >= time() - {seconds})"
+        end = f"(last_over_time({name}[{NEAR}]) or {end})"
+        start = f"last_over_time({name}[{NEAR}] offset {duration}) or {start}"
+    return f"{end} and on () ({start} or {end} >= time() - {seconds})"
 
 
 def _difference(group: Sequence[str], end: str, start: str, span: tuple[str, str], near: bool) -> str:
@@ -82,7 +81,7 @@ def _difference(group: Sequence[str], end: str, start: str, span: tuple[str, str
     total = f'sum{by(group)} ({end} or label_replace(-{start}, "edge", "start", "", ""))'
     if not group:
         total = f"({total} or vector(0))"
-    return f"({total} and on () {_known(span, near)})"
+    return f"({total} and on () ({_known(span, near)}))"
 
 
 def total(metric: Metric, scope: Scope, group: Sequence[str] = (), *extra: str) -> str:
@@ -107,6 +106,12 @@ def gauge(metric: Metric, scope: Scope, group: Sequence[str] = (), *extra: str, 
     return f"{how}{by(group)} ({each(metric, scope, *extra)})"
 
 
-def each(metric: Metric, scope: Scope, *extra: str) -> str:
-    """A gauge's series by the metric's own labels, each once."""
-    return f"max{by(metric.labels)} ({metric.name}{scope.on(metric, *extra)})"
+def each(metric: Metric, scope: Scope, *extra: str, before: str = "") -> str:
+    """A metric's series by its own labels, each once; some time `before`, if that is given."""
+    shift = f" offset {before}" if before else ""
+    return f"max{by(metric.labels)} ({metric.name}{scope.on(metric, *extra)}{shift})"
+
+
+def changed(metric: Metric, scope: Scope) -> str:
+    """The series whose value is not what it was one interval of a range query ago."""
+    return f"{each(metric, scope)} != {each(metric, scope, before=STEP[0])}"

@@ -6,7 +6,7 @@ from dashboards import page as p
 from dashboards.figures import resources
 from dashboards.layout import Grid, PanelJson
 from dashboards.panels import lines, stat
-from dashboards.promql import by, each, gauge
+from dashboards.promql import changed, each, gauge
 from dashboards.tables import Column, counted, table
 from dashboards.units import ANY_IS_ODD, COUNT, MOMENT, RATE, STORAGE_RATE, UP, named_values
 from exporter.metric_names import RATE as IN_FORCE
@@ -95,6 +95,7 @@ def dashboard() -> PanelJson:
         ),
     )
     grid.line(9, resources(scope))
-    changed = f"max{by(IN_FORCE.labels)} ({IN_FORCE.name}{scope.on(IN_FORCE)} != {IN_FORCE.name} offset $__interval)"
-    marks = p.changes("Rate changes", "Rate changed", changed, "purple", "{{cluster}}: {{kind}} {{resource}}")
+    marks = p.changes(
+        "Rate changes", "Rate changed", changed(IN_FORCE, scope), "purple", "{{cluster}}: {{kind}} {{resource}}"
+    )
     return p.page(p.RATES, "Credits / Rates", "What is in force, and when it changed.", variables, grid, [marks])
