@@ -66,7 +66,7 @@ STORAGE_BYTES: Final = Metric(
     "Bytes stored that are billed now.",
 )
 SOURCE_UP: Final = Metric(
-    "credits_source_up", "gauge", ("source",), "1 if the last round of the source succeeded."
+    "credits_source_up", "gauge", ("source",), "1 if the source gave a usable snapshot when last asked."
 )
 SOURCE_LAST_SUCCESS: Final = Metric(
     "credits_source_last_success_timestamp_seconds",
@@ -76,6 +76,12 @@ SOURCE_LAST_SUCCESS: Final = Metric(
 )
 SOURCE_DURATION: Final = Metric(
     "credits_source_duration_seconds", "gauge", ("source",), "How long the last fetch of the source took."
+)
+SOURCE_FAILURES: Final = Metric(
+    "credits_source_failed_rounds",
+    "gauge",
+    ("source",),
+    "Rounds of the source that failed in a row; 0 if the last one succeeded.",
 )
 METER_LAG: Final = Metric(
     "credits_meter_lag_seconds",
@@ -117,6 +123,7 @@ ADMISSION_DURATION: Final = Metric(
     "credits_admission_duration_seconds", "histogram", (), "How long an admission decision took."
 )
 
+LEDGER_UP: Final = Metric("credits_ledger_up", "gauge", (), "1 if the ledger's server answered when last asked.")
 LEDGER_EPOCH: Final = Metric(
     "credits_ledger_epoch_timestamp_seconds",
     "gauge",
@@ -135,12 +142,8 @@ LEDGER_VERIFIED: Final = Metric(
     (),
     "When the ledger's totals were last checked against their parts.",
 )
-EXPIRED: Final = Metric(
-    "credits_expired_total", "counter", ("org",), "Credits of grants that expired unspent."
-)
-HOLDS: Final = Metric(
-    "credits_holds", "gauge", ("org",), "Holds of admitted work that has not been charged yet."
-)
+EXPIRED: Final = Metric("credits_expired_total", "counter", ("org",), "Credits of grants that expired unspent.")
+HOLDS: Final = Metric("credits_holds", "gauge", ("org",), "Holds of admitted work that has not been charged yet.")
 ORPHAN_HOLDS: Final = Metric(
     "credits_orphan_holds",
     "gauge",

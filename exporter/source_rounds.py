@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from exporter.health import LedgerHealth, Once, SourceHealth
 from exporter.rates import RatesInForce
@@ -19,6 +19,7 @@ FETCH_SECONDS: Final = 900.0
 """Sources bound their own calls; this is for what none of them thought of."""
 
 
+@runtime_checkable
 class RatesOfPlatform(Protocol):
     """What a source also is where its platform knows prices."""
 

@@ -153,6 +153,10 @@ class Charging:
         fields = await again(lambda: self._client.hgetall(keys.SOURCES))
         return {text(source): int(value) for source, value in fields.items()}
 
+    async def burn(self, org: str, source: str) -> int:
+        """Micro-credits an hour that what runs now of a source costs an org."""
+        return int(await again(lambda: self._client.hget(keys.of_org(org).org, f"burn:{source}")) or 0)
+
     async def set_source_mark(self, source: str, taken_us: int) -> None:
         """Say that everything in the snapshot of this instant is committed."""
         await again(lambda: self._client.hset(keys.SOURCES, source, str(taken_us)))

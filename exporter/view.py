@@ -1,0 +1,82 @@
+"""What `/metrics` shows of the ledger: the books of this exporter, and balances read after each round.
+
+A scrape reads it and never asks the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from exporter.health import LedgerHealth, SourceHealth
+from exporter.rounds import Books
+from ledger.accounts import Balance
+from ledger.budget_store import BudgetState, BudgetStore
+from ledger.errors import CreditsError, LedgerUnavailable
+from ledger.model import RatePlan
+from ledger.org_state import OrgState
+
+
+class View:
+    """Read-only for those that render it."""
+
+    def __init__(self, books: Books, sources: Sequence[SourceHealth], ledger: LedgerHealth) -> None:
+        self.sources = sources
+        self.ledger = ledger
+        self.epoch_us = books.ledger.epoch_us
+        self.balances: Sequence[Balance] = ()
+        self.budgets: Sequence[tuple[str, BudgetState]] = ()
+        """(org, budget)"""
+        self.unbillable: Mapping[tuple[str, str], int] = {}
+        """(source, reason) -> how many."""
+        self._books = books
+        self._budget_store = BudgetStore(books.ledger.client, books.ledger.scripts, books.ledger.rates)
+        self._lock = asyncio.Lock()
+        self._asked = 0
+        self._covered = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a first round of every source was tried.
+
+        Before that, totals are not shown: after a crash of the server that lost its latest writes they may be
+        lower than what was shown before, until that time is charged again.
+        """
+        return all(source.tried for source in self.sources)
+
+    @property
+    def states(self) -> Mapping[str, OrgState]:
+        """The orgs by name, as far as they are committed: rows have totals only once they are."""
+        return self._books.states
+
+    @property
+    def plans(self) -> Mapping[str, RatePlan | None]:
+        """The rates that clusters are charged at."""
+        return {cluster: plan for cluster, (_, plan) in self._books.plans.items()}
+
+    async def refresh(self) -> None:
+        """Read anew what the books do not hold; callers that wait at the same time share one reading."""
+        self._asked += 1
+        mine = self._asked
+        async with self._lock:
+            if self._covered >= mine:
+                return
+            covers = self._asked
+            try:
+                await self._read()
+            except LedgerUnavailable:
+                self.ledger.up = False
+            except CreditsError:
+                pass  # damaged data: the rounds tell of it
+            else:
+                self.ledger.up = True
+            self._covered = covers
+
+    async def _read(self) -> None:
+        ledger = self._books.ledger
+        balances = await ledger.accounts.balances()
+        orgs = [balance.org for balance in balances]
+        budgets = await asyncio.gather(*(self._budget_store.states(org) for org in orgs))
+        self.unbillable = await ledger.charging.unbillable()
+        self.balances = balances
+        self.budgets = [(org, state) for org, states in zip(orgs, budgets, strict=True) for state in states]
