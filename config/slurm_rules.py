@@ -98,7 +98,7 @@ def preset_of(partition: str, qos: str, gres: Mapping[str, int], rules: SlurmRul
         wanted = rule.gres
         fits = not labels if wanted == "" else any(_pattern(wanted or "*").fullmatch(label) for label in labels)
         if wanted is None or fits:
-            return _filled(rule.preset, {"partition": partition, "qos": qos})
+            return _filled(rule.preset, {"partition": partition, "qos": qos}) or None
     return None
 
 

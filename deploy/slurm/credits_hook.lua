@@ -416,6 +416,7 @@ function M.new(parts)
       return slurm.SUCCESS
     end
     local reason = type(answer.reason) == "string" and answer.reason ~= "" and answer.reason
+      or status == 200 and "There are not enough credits for this job."
       or "Credits cannot be checked for this job: what it asks for is not understood."
     return refuse((reason:gsub("[%z\1-\9\11-\31\127]", " "):sub(1, REASON_MAX)))
   end
@@ -451,7 +452,11 @@ function M.new(parts)
       local settings = settings_now()
       local question = M.question(settings, slurm.CLUSTER_NAME or "", job, record, partitions, uid)
       -- Slurm refuses a user's change with a comment in it: the enforcer keeps the hold's id, or knows the job's.
-      return decide(settings, question, function() end)
+      local verdict = decide(settings, question, function() end)
+      -- Without slurmdbd slurmctld takes an errno that our socket left behind for a fault of the change; looking
+      -- a user up clears it.
+      local _ = job.user_name
+      return verdict
     end)
   end
 
