@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Container
-from contextlib import suppress
 from typing import Final
 
 import aiohttp
@@ -126,12 +125,15 @@ class KubernetesSource:
             pending_holds=self._pods.waiting_holds(),
         )
 
+    def versions(self) -> dict[str, str]:
+        """Up to which version each kind of object is followed, for logs and tests."""
+        return {reflector.path: reflector.version for reflector in self._reflectors}
+
     async def close(self) -> None:
         """End the watches and close the connections."""
         if self._following is not None:
             self._following.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._following
+            await asyncio.gather(self._following, return_exceptions=True)
         await self._client.close()
         if self._usage_session is not None:
             await self._usage_session.close()
@@ -150,7 +152,8 @@ class KubernetesSource:
             {synced, self._following}, timeout=self._settings.timeout_seconds, return_when=asyncio.FIRST_COMPLETED
         )
         if self._following.done():
-            failed, self._following = self._following.exception(), None
+            failed = None if self._following.cancelled() else self._following.exception()
+            self._following = None
             raise SourceError(f"{self.name}: the watch stopped: {failed!r}") from failed
         if not synced.done():
             synced.cancel()

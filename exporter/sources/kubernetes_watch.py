@@ -88,7 +88,6 @@ class Reflector:
         self.watching = False
         self.heard_us: int | None = None
         self.error: KubernetesError | None = None
-        self.lists = 0
         self._client = client
         self._sink = sink
         self._clock = clock
@@ -96,7 +95,7 @@ class Reflector:
         self._page = page
         self._watch_seconds = watch_seconds
         self._back_off_seconds = back_off_seconds
-        self._version = ""
+        self.version = ""
 
     async def run(self) -> None:
         """Follow the objects for ever."""
@@ -104,17 +103,17 @@ class Reflector:
         while True:
             heard_us = self.heard_us
             try:
-                if not self._version:
+                if not self.version:
                     await self._read_list()
                 await self._watch()
                 self.error = None
                 continue
             except Expired:
-                self._version = ""
+                self.version = ""
                 continue
             except KubernetesError as error:
                 if error.status == _GONE:
-                    self._version = ""
+                    self.version = ""
                 self.error = error
                 logger.warning("%s", error)
             failures = 1 if self.heard_us != heard_us else failures + 1
@@ -130,7 +129,6 @@ class Reflector:
     async def _read_list(self) -> None:
         last_us = self.heard_us
         self._sink.begin()
-        self.lists += 1
         go_on = ""
         while True:
             params = {"limit": str(self._page), **self._selector}
@@ -146,7 +144,7 @@ class Reflector:
             if not go_on:
                 break
         # The version of the last page is that of the whole list.
-        self._version = page.metadata.resource_version
+        self.version = page.metadata.resource_version
         self._sink.finish(last_us, now_us)
         self.heard_us = now_us
         self.synced.set()
@@ -154,7 +152,7 @@ class Reflector:
     async def _watch(self) -> None:
         params = {
             "watch": "1",
-            "resourceVersion": self._version,
+            "resourceVersion": self.version,
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(max(1, round(self._watch_seconds))),
             **self._selector,
@@ -186,11 +184,11 @@ class Reflector:
             self._sink.remove(event.object, now_us)
         version = self._decoded(_version, event.object).metadata.resource_version
         if version:
-            self._version = version
+            self.version = version
 
     def _decoded(self, decoder: msgspec.json.Decoder[Found], data: bytes | msgspec.Raw) -> Found:
         try:
             return decoder.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self._version = ""
+            self.version = ""
             raise KubernetesError(f"{self.path}: the API server's answer cannot be read: {error}") from error
