@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections import Counter
@@ -61,9 +62,9 @@ class SlurmSource:
         # ended at the start of this second. And what is asked after the clock was read is never too old.
         taken_us = self._clock() // _SECOND * _SECOND
         cluster = await self._cluster(taken_us)
-        runs, malformed = parse_squeue(
-            await self._run("squeue", "--json", "--all", "--states=all"), taken_us // _SECOND
-        )
+        listed = await self._run("squeue", "--json", "--all", "--states=all")
+        # A large cluster's list takes a while to read, and other sources wait for nothing here.
+        runs, malformed = await asyncio.to_thread(parse_squeue, listed, taken_us // _SECOND)
         found = {run.key: run for run in runs if run.start is not None}
         unbillable = Counter({MALFORMED: malformed}) if malformed else Counter[str]()
         complete = malformed == 0
