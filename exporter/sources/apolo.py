@@ -11,17 +11,9 @@ from yarl import URL
 
 from config.sources import ApoloSource as ApoloSettings
 from exporter.sources.apolo_client import ApoloClient, NotAllowed, NotFound, Params
+from exporter.sources.apolo_config import ClusterConfig, rates_of, read_config, sizes_of
 from exporter.sources.apolo_disks import DiskReader, gather_bounded
-from exporter.sources.apolo_records import (
-    ACTIVE,
-    FINAL,
-    ClusterConfig,
-    Verdict,
-    rates_of,
-    read_config,
-    read_job,
-    sizes_of,
-)
+from exporter.sources.apolo_records import ACTIVE, FINAL, Verdict, read_job
 from exporter.sources.base import SourceError
 from exporter.sources.preset_sizes import OVERSIZED, PresetSizes
 from exporter.sources.storage_usage import STALE, StorageView

@@ -6,20 +6,92 @@ import asyncio
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
+import msgspec
 from yarl import URL
 
 from exporter.sources import names
 from exporter.sources.apolo_client import ApoloClient, NotFound, Params
-from exporter.sources.apolo_records import Project, read_disk, read_disks, read_projects
-from exporter.sources.names import Unbillable
+from exporter.sources.apolo_records import BROKEN, Count
+from exporter.sources.base import SourceError
+from exporter.sources.names import Unbillable, optional_name, required_id, required_name
 from exporter.sources.storage_usage import StorageView
-from ledger.model import Observation
+from ledger.model import Kind, Observation
 
 AT_ONCE: Final = 8
 """Requests in flight: enough to hide latency, too few to be a load."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class _Disk(msgspec.Struct):
+    id: str
+    storage: Count
+    owner: str | None = None
+    org_name: str | None = None
+    project_name: str | None = None
+    status: str = "Ready"
+
+
+class Project(msgspec.Struct, frozen=True):
+    """A project of an org on the cluster; without an org it has no disks that anybody pays."""
+
+    name: str
+    org_name: str | None = None
+
+
+_disks = msgspec.json.Decoder(list[msgspec.Raw])
+_disk = msgspec.json.Decoder(_Disk)
+_projects = msgspec.json.Decoder(list[Project])
+
+
+def read_projects(data: bytes) -> list[Project]:
+    """GET clusters/{cluster}/projects. Raises: SourceError."""
+    try:
+        return _projects.decode(data)
+    except BROKEN as error:
+        raise SourceError(f"the list of projects cannot be read: {error}") from error
+
+
+def read_disks(data: bytes, project: Project, storage_class: str) -> tuple[list[Observation], int]:
+    """(a project's disks, how many entries are malformed). A disk that is not bound yet is not charged.
+
+    Raises: SourceError where the answer is no list.
+    """
+    try:
+        entries = _disks.decode(data)
+    except BROKEN as error:
+        raise SourceError(f"the disks of project {project.name!r} cannot be read: {error}") from error
+    found: list[Observation] = []
+    malformed = 0
+    for entry in entries:
+        try:
+            observation = read_disk(bytes(entry), project, storage_class)
+        except Unbillable:
+            malformed += 1
+            continue
+        if observation is not None:
+            found.append(observation)
+    return found, malformed
+
+
+def read_disk(data: bytes, project: Project, storage_class: str) -> Observation | None:
+    """One disk, None where it is not bound yet. Raises: Unbillable."""
+    try:
+        disk = _disk.decode(data)
+    except BROKEN as error:
+        raise Unbillable(names.MALFORMED) from error
+    if disk.status == "Pending":
+        return None
+    return Observation(
+        required_id(disk.id),
+        Kind.STORAGE.value,
+        required_name(disk.org_name or project.org_name, names.NO_ORG),
+        optional_name(disk.project_name or project.name),
+        optional_name(disk.owner),
+        storage_class,
+        bytes=disk.storage,
+    )
 
 
 async def gather_bounded(items: Iterable[Item], ask: Callable[[Item], Coroutine[Any, Any, Result]]) -> list[Result]:

@@ -8,126 +8,27 @@ is a suspension.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import Final
 
 import msgspec
 
 from config.sources import Labels
 from exporter.sources import names
+from exporter.sources.kubernetes_objects import Claim, Pod, PodSpec
 from exporter.sources.names import Unbillable, optional_name, required_id, required_name
-from exporter.sources.preset_sizes import OVERSIZED, PresetSizes, Size, size_of
+from exporter.sources.preset_sizes import OVERSIZED, PresetSizes, Size
 from exporter.sources.quantity import parse_bytes
 from ledger.clock import to_us
 from ledger.model import Kind, Observation
 
-HOLD_ANNOTATION: Final = "credits.apolo.us/hold"
-"""Where admission leaves the hold of a pod."""
 APP_LABEL: Final = "app.kubernetes.io/name"
 """What an app is, of which there can be several instances; rates and reports go by it."""
 DISK_LABELS: Final = ("platform.apolo.us/disk", "platform.neuromation.io/disk-api-disk")
-_SEPARATORS = re.compile(r"[\s_:/\\]+")
 _SECOND_US: Final = 1_000_000
 _BYTES_MAX: Final = 2**63 - 1
 _SECONDS_MAX: Final = 2**32
 BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-class _Annotations(msgspec.Struct, gc=False):
-    hold: str | None = msgspec.field(default=None, name=HOLD_ANNOTATION)
-
-
-class Metadata(msgspec.Struct, gc=False, rename="camel"):
-    name: str
-    uid: str
-    creation_timestamp: datetime
-    namespace: str = ""
-    deletion_timestamp: datetime | None = None
-    labels: dict[str, str] | None = None
-    annotations: _Annotations | None = None
-
-
-class _Requirements(msgspec.Struct, gc=False):
-    limits: dict[str, str] | None = None
-    requests: dict[str, str] | None = None
-
-
-class _Container(msgspec.Struct, gc=False, rename="camel"):
-    resources: _Requirements | None = None
-    restart_policy: str | None = None
-
-    def size(self) -> Size:
-        """Limits, and requests of what has no limit. Raises: ValueError."""
-        if self.resources is None:
-            return Size()
-        return size_of({**(self.resources.requests or {}), **(self.resources.limits or {})})
-
-
-class _Spec(msgspec.Struct, gc=False, rename="camel"):
-    containers: list[_Container]
-    init_containers: list[_Container] | None = None
-    active_deadline_seconds: int | None = None
-
-
-class _Run(msgspec.Struct, gc=False, rename="camel"):
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-
-
-class _State(msgspec.Struct, gc=False):
-    running: _Run | None = None
-    terminated: _Run | None = None
-
-
-class _ContainerStatus(msgspec.Struct, gc=False, rename="camel"):
-    restart_count: int = 0
-    state: _State | None = None
-    last_state: _State | None = None
-
-    def starts(self) -> Iterable[datetime]:
-        for state in (self.state, self.last_state):
-            for run in (state.running, state.terminated) if state is not None else ():
-                if run is not None and run.started_at is not None:
-                    yield run.started_at
-
-
-class _Condition(msgspec.Struct, gc=False, rename="camel"):
-    type: str
-    status: str = ""
-    last_transition_time: datetime | None = None
-
-
-class _Status(msgspec.Struct, gc=False, rename="camel"):
-    phase: str = ""
-    conditions: list[_Condition] | None = None
-    container_statuses: list[_ContainerStatus] | None = None
-
-
-class Pod(msgspec.Struct, gc=False):
-    """The part of a pod that charges depend on."""
-
-    metadata: Metadata
-    spec: _Spec
-    status: _Status
-
-
-class _ClaimSpec(msgspec.Struct, gc=False, rename="camel"):
-    storage_class_name: str | None = None
-
-
-class _ClaimStatus(msgspec.Struct, gc=False):
-    phase: str = ""
-    capacity: dict[str, str] | None = None
-
-
-class Claim(msgspec.Struct, gc=False):
-    """The part of a persistent volume claim that charges depend on."""
-
-    metadata: Metadata
-    spec: _ClaimSpec
-    status: _ClaimStatus
 
 
 class Tracked(msgspec.Struct, gc=False):
@@ -152,19 +53,6 @@ def labelled(labels: Mapping[str, str], keys: Iterable[str]) -> str | None:
         if found := labels.get(key):
             return found
     return None
-
-
-def place(pod: str, namespace: str) -> tuple[str, bool]:
-    """(whose it is, whether the labels contradict each other), of a pod's label and its namespace's.
-
-    Whoever makes pods can label them; namespaces are the platform's. But those carry normalised names, so
-    where the pod's own is the same name in full, it is the one.
-    """
-    if not namespace or pod == namespace:
-        return pod or namespace, False
-    if _SEPARATORS.sub("-", pod).lower() == namespace:
-        return pod, False
-    return namespace, bool(pod)
 
 
 def first_start(observation: Observation) -> int | None:
@@ -284,7 +172,7 @@ class PodReader:
         return Tracked(observation, required_name(claim.metadata.namespace, names.MALFORMED))
 
 
-def _takes(spec: _Spec) -> Size:
+def _takes(spec: PodSpec) -> Size:
     """What the scheduler sets aside: all main containers and sidecars at once, or the largest init container."""
     running = Size()
     starting = Size()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Container
+from collections.abc import Collection, Container
 from typing import Final
 
 import msgspec
 
-from config.sources import Labels
 from exporter.sources import names
 from exporter.sources.kubernetes_apps import app_runs
-from exporter.sources.kubernetes_records import BROKEN, PodReader, Tracked, labelled, place
+from exporter.sources.kubernetes_namespaces import Namespaces, place
+from exporter.sources.kubernetes_records import BROKEN, PodReader, Tracked
 from exporter.sources.names import Unbillable
 from ledger.model import Kind, Observation
 
@@ -20,7 +20,7 @@ ORG_MISMATCH: Final = "org_mismatch"
 KEPT_US: Final = 60_000_000
 """What ended stays listed for so long after the ledger was told: a slower exporter may still list it as running."""
 
-_Place = tuple[str, str]
+_Instance = tuple[str, str]
 
 
 class _Identity(msgspec.Struct):
@@ -33,17 +33,7 @@ class _Unread(msgspec.Struct):
     metadata: _Identity
 
 
-class _NamespaceMeta(msgspec.Struct):
-    name: str
-    labels: dict[str, str] | None = None
-
-
-class _Namespace(msgspec.Struct):
-    metadata: _NamespaceMeta
-
-
 _unread = msgspec.json.Decoder(_Unread)
-_namespace = msgspec.json.Decoder(_Namespace)
 
 
 def identity(raw: bytes | msgspec.Raw) -> _Identity:
@@ -52,43 +42,6 @@ def identity(raw: bytes | msgspec.Raw) -> _Identity:
         return _unread.decode(raw).metadata
     except BROKEN as error:
         raise Unbillable(names.MALFORMED) from error
-
-
-class Namespaces:
-    """Whose namespaces are, by their labels. `moved` is called with the name of one that changes hands."""
-
-    def __init__(self, labels: Labels, moved: Callable[[str], None]) -> None:
-        self._labels = labels
-        self._moved = moved
-        self._places: dict[str, _Place] = {}
-        self._seen: set[str] = set()
-
-    def place(self, namespace: str) -> _Place:
-        return self._places.get(namespace, ("", ""))
-
-    def begin(self) -> None:
-        self._seen = set()
-
-    def add(self, raw: bytes | msgspec.Raw, now_us: int) -> None:
-        """A namespace as it is now."""
-        try:
-            meta = _namespace.decode(raw).metadata
-        except BROKEN:
-            return  # then its pods are placed by their own labels
-        labels = meta.labels or {}
-        found = labelled(labels, self._labels.org) or "", labelled(labels, self._labels.project) or ""
-        self._seen.add(meta.name)
-        if self.place(meta.name) != found:
-            self._places[meta.name] = found
-            self._moved(meta.name)
-
-    def remove(self, raw: bytes | msgspec.Raw, now_us: int) -> None:
-        """A deleted namespace: nothing can be in it any more, and what was there keeps its place."""
-
-    def finish(self, last_us: int | None, now_us: int) -> None:
-        """The list is whole."""
-        for name in self._places.keys() - self._seen:
-            del self._places[name]
 
 
 class Objects:
@@ -280,10 +233,10 @@ class Pods(Objects):
         self._reader = reader
         self._terminating: dict[str, int] = {}
         self._waiting: dict[str, str] = {}
-        self._members: dict[_Place, set[str]] = {}
-        self._instance: dict[str, _Place] = {}
-        self._runs: dict[_Place, list[Observation]] = {}
-        self._dirty: set[_Place] = set()
+        self._members: dict[_Instance, set[str]] = {}
+        self._instance: dict[str, _Instance] = {}
+        self._runs: dict[_Instance, list[Observation]] = {}
+        self._dirty: set[_Instance] = set()
 
     def settle(self, taken_us: int, now_us: int) -> None:
         """Pods whose grace period is over have ended, also where a dead node keeps them from saying so."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from exporter.sources.apolo_records import Project, rates_of, read_config, read_disks, read_projects, sizes_of
+from exporter.sources.apolo_config import rates_of, read_config, sizes_of
+from exporter.sources.apolo_disks import Project, read_disks, read_projects
 from exporter.sources.base import SourceError
 from exporter.sources.preset_sizes import Size
 from exporter.sources.storage_usage import read_usage
