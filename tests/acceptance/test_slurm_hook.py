@@ -45,12 +45,18 @@ def drip(connection: socket.socket) -> None:
 class Enforcer:
     """Takes questions on a free port, remembers them, and answers as told."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self.answer: Answer = YES
         self.questions: list[dict[str, Any]] = []
         self.heads: list[str] = []
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        if path is None:
+            self._socket = socket.create_server(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        else:
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.bind(str(path))
+            self._socket.listen()
+            self.address = f"unix:{path}"
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -122,6 +128,14 @@ def test_an_explicit_yes_lets_a_job_in_with_its_hold(hook_lab: SlurmLab, enforce
     job = hook_lab.sbatch(options=["--hold"])
     assert details(hook_lab, job)["admin_comment"] == "credits:hold=h-7"
     assert "Authorization: Bearer scheduler-token" in enforcer.heads[0]
+
+
+def test_the_enforcer_may_be_asked_through_a_unix_socket(hook_lab: SlurmLab, enforcer: Enforcer) -> None:
+    local = Enforcer(hook_lab.run_dir / "enforcer.sock")
+    configure(hook_lab, local)
+    hook_lab.sbatch(options=["--hold"])
+    local.close()
+    assert (len(local.questions), len(enforcer.questions)) == (1, 0)
 
 
 def test_the_question_says_what_the_job_is(hook_lab: SlurmLab, enforcer: Enforcer) -> None:
