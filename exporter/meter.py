@@ -216,7 +216,7 @@ class Meter:
         )
         record = Record(
             observation.id, observation.kind, self.cluster, self.source, self._row(plan, state, row), started, None,
-            (), (), OPEN, since, leg=origin.leg if origin else 0, limit_us=observation.limit_us,
+            (), (), PAUSED, since, leg=origin.leg if origin else 0, limit_us=observation.limit_us,
             bills_app=observation.bills_app,
         )  # fmt: skip
         run = Run(state.name, record)
@@ -375,11 +375,19 @@ class Meter:
         if latest.get(run.key[:2]) is run:
             del latest[run.key[:2]]
         self._closed[state.name, run.key] = run
+        if run.state == GONE:
+            self._unwatch(run)
 
     def _note_unpriced(self, run: Run) -> None:
         if run.key not in self._unpriced:
             self._unpriced.add(run.key)
             self.unpriced += 1
+
+    def _unwatch(self, run: Run) -> None:
+        # Listed again, even just as before, it is to be looked at: it does not follow the mark any more.
+        if run.observation is not None:
+            self._by_object.pop(id(run.observation), None)
+            run.observation = None
 
     def _watch(self, run: Run, observation: Observation) -> None:
         if run.observation is not None:
@@ -411,6 +419,7 @@ class Meter:
                 self._close(plan, state, run)
             else:
                 run.state = PAUSED
+                self._unwatch(run)
                 plan.runs[run.field] = run.encode()
         if mark is None or mark >= taken:
             return

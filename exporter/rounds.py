@@ -16,7 +16,7 @@ from ledger.charging import Claim
 from ledger.errors import LedgerUnavailable
 from ledger.model import Observation, RatePlan, Snapshot
 from ledger.money import COST_DENOMINATOR
-from ledger.org_state import OrgState
+from ledger.org_state import OrgState, Row
 from ledger.plan import Plan
 from ledger.rates_history import RateLine, line_of
 from ledger.runs import Run, RunKey, key_of
@@ -84,6 +84,13 @@ class Books:
         self.states[org] = state
         self._stale.discard(org)
         return state
+
+    async def row(self, org: str, number: int) -> Row:
+        """A row of an org; the org is read again where another exporter made the row meanwhile."""
+        state = await self.have(org)
+        if number >= len(state.rows):
+            state = await self.reload(org)
+        return state.rows[number]
 
     def doubt(self, orgs: Iterable[str]) -> None:
         """What is in memory may not be what the ledger has: read it again before it is used."""
@@ -239,7 +246,7 @@ class Rounds:
             by_key = {key_of(observation): observation for observation in part.new}
             known = await charging.find_ended(org, cluster, list(by_key))
             for key, run in known.items():
-                self.meter.know_closed(run, lines, self.books.states[org].rows[run.row])
+                self.meter.know_closed(run, lines, await self.books.row(org, run.row))
                 part.changed.append((run, by_key.pop(key)))
             claims = await charging.find_claims(cluster, list(by_key))
             fresh = {key: Claim(org) for key in by_key if key not in claims}
@@ -281,7 +288,7 @@ class Rounds:
             run = found.get(key)
             if run is None:
                 return Origin(claim.since_us, claim.carry, claim.leg)
-            self.meter.know_closed(run, lines, state.rows[run.row])
+            self.meter.know_closed(run, lines, await self.books.row(claim.org, run.row))
         if observation.ended_us is not None:
             stays = msgspec.structs.replace(observation, org=claim.org)
             work.setdefault(claim.org, OrgWork()).changed.append((run, stays))

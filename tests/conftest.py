@@ -17,6 +17,9 @@ from tests.servers import ServerProcess
 
 hypothesis.settings.register_profile("default", max_examples=40, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", max_examples=150, deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "quick", max_examples=60, deadline=None, print_blob=True, phases=[hypothesis.Phase.generate]
+)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # What the tests of a marker run; deploy/test-packages.sh installs all of it.
