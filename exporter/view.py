@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from exporter.health import LedgerHealth, SourceHealth
 from exporter.rounds import Books
 from ledger.accounts import Balance
-from ledger.budget_store import BudgetState, BudgetStore
+from ledger.budget_store import BudgetState
 from ledger.errors import CreditsError, LedgerUnavailable
 from ledger.model import RatePlan
 from ledger.org_state import OrgState
@@ -30,7 +30,6 @@ class View:
         self.unbillable: Mapping[tuple[str, str], int] = {}
         """(source, reason) -> how many."""
         self._books = books
-        self._budget_store = BudgetStore(books.ledger.client, books.ledger.scripts, books.ledger.rates)
         self._lock = asyncio.Lock()
         self._asked = 0
         self._covered = 0
@@ -76,7 +75,7 @@ class View:
         ledger = self._books.ledger
         balances = await ledger.accounts.balances()
         orgs = [balance.org for balance in balances]
-        budgets = await asyncio.gather(*(self._budget_store.states(org) for org in orgs))
+        budgets = await asyncio.gather(*(ledger.budgets.states(org) for org in orgs))
         self.unbillable = await ledger.charging.unbillable()
         self.balances = balances
         self.budgets = [(org, state) for org, states in zip(orgs, budgets, strict=True) for state in states]
