@@ -14,6 +14,10 @@ from dashboards.panels import defaults, panel, targets
 from dashboards.units import COUNT, NEUTRAL, TEXT, Steps, Unit
 
 
+_HEADINGS = {"alertname": "Alert"}
+"""Of labels that do not read well as they are."""
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of values: its heading, the query it comes from, and how values are shown."""
@@ -37,7 +41,7 @@ def table(
     hidden: Sequence[str] = (),
 ) -> PanelJson:
     """Rows are joined by `keys`, the labels shown; `hidden` labels of the queries are left out."""
-    renamed = {key: key.replace("_", " ").capitalize() for key in keys}
+    renamed = {key: _HEADINGS.get(key, key.replace("_", " ").capitalize()) for key in keys}
     order = {key: i for i, key in enumerate(keys)}
     for ref, column in zip(ascii_uppercase, columns, strict=False):
         renamed[f"Value #{ref}"] = column.title
@@ -51,7 +55,7 @@ def table(
     transformations = [{"id": "merge", "options": {}}, {"id": "organize", "options": organize}]
     overrides = _overrides(keys, renamed, columns, links or {})
     extra = {
-        "fieldConfig": {"defaults": defaults(TEXT, NEUTRAL), "overrides": overrides},
+        "fieldConfig": {"defaults": defaults(TEXT, NEUTRAL, color={"mode": "thresholds"}), "overrides": overrides},
         "options": {"cellHeight": "sm"},
     }
     made = panel(

@@ -17,13 +17,13 @@ class Unit(NamedTuple):
     decimals: int
 
 
-CREDITS = Unit("suffix: cr", 2)
-BURN = Unit("suffix: cr/h", 2)
-RATE = Unit("suffix: cr/h", 9)
-STORAGE_RATE = Unit("suffix: cr/GBh", 9)
+CREDITS = Unit("suffix:cr", 2)
+BURN = Unit("suffix:cr/h", 2)
+RATE = Unit("suffix:cr/h", 4)
+STORAGE_RATE = Unit("suffix:cr/GBh", 9)
 SHARE = Unit("percentunit", 1)
 SECONDS = Unit("s", 1)
-LATENCY = Unit("s", 3)
+LATENCY = Unit("s", 1)
 COUNT = Unit("none", 0)
 BYTES = Unit("decbytes", 1)
 MOMENT = Unit("dateTimeAsIso", 0)

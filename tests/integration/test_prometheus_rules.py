@@ -10,21 +10,11 @@ import pytest
 
 from dashboards.alerts import alerts
 from dashboards.build import all_dashboards
-from dashboards.promql import Scope, checkpoint, total, trend
-from dashboards.rules import CHECKPOINTED, recording_rules
-from exporter import metric_names
+from dashboards.promql import Scope, total, trend
 from exporter.metric_names import (
-    ADMISSION_DURATION,
-    ADMISSIONS,
-    BUDGET_LIMIT,
-    EXHAUSTION,
-    GRANTED,
-    LEDGER_EPOCH,
-    RATE,
-    RELOAD_TIME,
     SPENT,
-    Metric,
 )
+from tests import prometheus_month
 from tests.prometheus_lab import (
     DAY,
     HOUR,
@@ -32,146 +22,17 @@ from tests.prometheus_lab import (
     History,
     Labels,
     Prometheus,
-    Sample,
     as_grafana,
-    backfill,
-    credits_text,
-    openmetrics,
-    prometheus,
 )
+from tests.prometheus_month import CHOICES, END, LAST, START, Found
 
 pytestmark = pytest.mark.prometheus
 
-START = 1_790_812_800  # 2026-10-01T00:00:00Z, from which the ledger charges
-DAYS = 31
-END = START + DAYS * DAY
-LAST = END - MINUTE
-EXPORTER_AWAY = ((5 * 1440 + 600, 8 * 1440 + 615), (20 * 1440, 20 * 1440 + 30), (26 * 1440 + 59, 26 * 1440 + 61))
-PROMETHEUS_AWAY = ((12 * 1440 + 630, 12 * 1440 + 720), (15 * 1440 + 630, 16 * 1440 + 790))
-MOVED = 10 * 1440
-"""The minute at which the exporter came back on another machine; both are scraped for a day."""
-ROWS = [
-    (cluster, *rest)
-    for cluster in ("hpc", "cloud")
-    for rest in (
-        ("acme", "vision", "ann", "job", "gpu-large", ""),
-        ("acme", "vision", "bob", "app", "gpu-large", "vllm"),
-        ("acme", "vision", "ann", "app", "gpu-large", "vllm"),
-        ("acme", "speech", "ann", "storage", "default", ""),
-        ("globex", "x", "zoë", "job", 'cpu \\"small\\"', ""),
-    )
-]
-CHOICES = {"cluster": ".*", "org": "acme", "project": "vision", "user": "ann"}
-Found = tuple[History, Prometheus]
 
-
-def _served(minute: int) -> list[Labels]:
-    """Target labels of the exporters that Prometheus scraped in a minute."""
-    hosts = [("a", minute < MOVED + 1440), ("b", minute >= MOVED)]
-    return [(("instance", f"{host}:9470"), ("job", "credits-exporter")) for host, there in hosts if there]
-
-
-def _history() -> History:
-    history = History(START, DAYS, EXPORTER_AWAY, PROMETHEUS_AWAY)
-    births = (0, 100, 9_000, 20 * 1440 + 7)
-    for seed, row in enumerate(ROWS):
-        history.grow(tuple(zip(SPENT.labels, row, strict=True)), births[seed % 4] + seed, seed)
-    return history
-
-
-def _counters(history: History) -> Iterator[tuple[str, tuple[str, dict[Labels, list[Sample]]]]]:
-    spent: dict[Labels, list[Sample]] = {}
-    epoch: dict[Labels, list[Sample]] = {}
-    for labels in history.values:
-        for minute, micro in history.scraped(labels):
-            for target in _served(minute):
-                spent.setdefault(labels + target, []).append((START + minute * MINUTE, credits_text(micro)))
-    oldest = next(iter(history.values))
-    for minute, _ in history.scraped(oldest):
-        for target in _served(minute):
-            epoch.setdefault(target, []).append((START + minute * MINUTE, str(START)))
-    yield SPENT.name, ("counter", spent)
-    yield LEDGER_EPOCH.name, ("gauge", epoch)
-
-
-def _gauges() -> Iterator[tuple[str, tuple[str, dict[Labels, list[Sample]]]]]:
-    """Everything else an exporter and an enforcer serve, in the month's last hours, with labels that fit together."""
-    known = {"cluster": "hpc", "org": "acme", "project": "vision", "user": "ann", "kind": "job", "period": "month"}
-    special = {EXHAUSTION: END + 20 * HOUR, RELOAD_TIME: START}
-    target = _served(DAYS * 1440)[0]
-    times = range(END - 5 * HOUR, END, MINUTE)
-    for metric in vars(metric_names).values():
-        if not isinstance(metric, Metric) or metric in (SPENT, LEDGER_EPOCH, ADMISSION_DURATION):
-            continue
-        labels = tuple((label, known.get(label, "x")) for label in metric.labels) + target
-        value = special.get(metric, 1)
-        kind = "counter" if metric.type == "counter" else "gauge"
-        series = {labels: [(at, str(value)) for at in times]}
-        if metric == RATE:
-            stored = (("cluster", "hpc"), ("kind", "storage"), ("resource", "default"), *target)
-            series[stored] = [(at, "0.0001") for at in times]
-            series[labels] = [(at, "1" if at < END - 2 * HOUR else "2") for at in times]
-        if metric is ADMISSIONS:
-            for decision, reason in (("deny", "no_credits"), ("shadow", "no_credits"), ("allow", "ledger_unavailable")):
-                found = (("decision", decision), ("reason", reason), *target)
-                series[found] = [(at, str((at - END) // 600 + 40)) for at in times]
-        if metric is GRANTED:
-            series[labels] = [(at, "100" if at < END - 2 * HOUR else "200") for at in times]
-        if metric is BUDGET_LIMIT:
-            series[labels] = [(at, "4") for at in times]
-        if metric.labels == ("org", "project", "user", "period"):
-            whole = tuple((label, known[label]) for label in metric.labels if label != "user") + target
-            series[whole] = list(series[labels])
-        yield metric.name, (kind, series)
-    bucket = f"{ADMISSION_DURATION.name}_bucket"
-    yield (
-        bucket,
-        ("unknown", {(("le", le), *target): [(at, str(at - START)) for at in times] for le in ("0.1", "+Inf")}),
-    )
-    jobs = ("credits-exporter", "credits-enforcer")
-    yield "up", ("gauge", {(("job", job),): [(at, "1") for at in times] for job in jobs})
-    alert = (("alertname", alerts()[0].name), ("alertstate", "firing"), ("org", "acme"), ("severity", "warning"))
-    yield "ALERTS", ("gauge", {alert: [(at, "1") for at in times]})
-
-
-def _recorded(server: Prometheus) -> Iterator[tuple[str, tuple[str, dict[Labels, list[Sample]]]]]:
-    """What the recording rules would have recorded, by the server's own evaluation of them."""
-    checkpoints = {checkpoint(metric) for metric in CHECKPOINTED}
-    for group in recording_rules()["groups"]:
-        for rule in group["rules"]:
-            hourly = rule["record"] in checkpoints
-            first, step = (START + 59 * MINUTE, HOUR) if hourly else (END - 2 * HOUR, MINUTE)
-            found = {}
-            for labels, samples in server.range(rule["expr"], first, LAST, step).items():
-                plain = tuple((key, value.replace("\\", "\\\\").replace('"', '\\"')) for key, value in labels)
-                minutes = [(int(at), value, (int(at) - START) // MINUTE) for at, value in samples]
-                found[tuple(pair for pair in plain if pair[0] != "__name__")] = [
-                    (at, value)
-                    for at, value, minute in minutes
-                    if not any(since <= minute < until for since, until in PROMETHEUS_AWAY)
-                ]
-            yield rule["record"], ("unknown", found)
-
-
-@pytest.fixture(scope="module")
-def month(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
-    scratch = tmp_path_factory.mktemp("prometheus")
-    data, config = scratch / "data", scratch / "prometheus.yml"
-    data.mkdir()
-    config.write_text("global: {}\n")
-    history = _history()
-    backfill(openmetrics(dict([*_counters(history), *_gauges()])), scratch, data)
-    # The rules that read others' results need those first.
-    for _ in range(2):
-        with prometheus(config, data) as server:
-            recorded = {name: series for name, series in dict(_recorded(server)).items() if _new(server, name)}
-        backfill(openmetrics({name: series for name, series in recorded.items() if series[1]}), scratch, data)
-    with prometheus(config, data) as server:
-        yield history, server
-
-
-def _new(server: Prometheus, name: str) -> bool:
-    return not server.instant(f"last_over_time({{__name__={name!r}}}[31d])".replace("'", '"'), LAST)
+@pytest.fixture(scope="module", name="month")
+def _month(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
+    with prometheus_month.month(tmp_path_factory.mktemp("prometheus")) as found:
+        yield found
 
 
 def _expected(history: History, known: Callable[[Labels, int], int], group: Sequence[str], start: int, end: int) -> Any:
