@@ -87,6 +87,10 @@ class Meter:
         self._by_object = {k: run for k, run in self._by_object.items() if run.org != org}
         self._closed = {k: run for k, run in self._closed.items() if k[0] != org}
 
+    def forget_closed(self) -> None:
+        """Drop what is remembered of runs that are over: their rate lines are out of date."""
+        self._closed.clear()
+
     def know_closed(self, run: Run, lines: Lines, row: Row) -> None:
         """Remember a run that is over, so that being listed again costs nothing."""
         run.line = lines(row.kind, row.resource, row.app, run.bills_app)
@@ -204,7 +208,7 @@ class Meter:
             since = max(since, origin.at)
         latest = state.latest.setdefault(self.source, {})
         other = latest.get(key[:2])
-        if other is not None and other.key != key:
+        if other is not None and (other.started_us or 0) < (started or 0):
             # The same id cannot run twice at once: what the earlier run was charged for is not charged again.
             over = other.charged_until(mark)
             since = max(since, over if other.ended_us is None else min(over, other.ended_us))

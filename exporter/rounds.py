@@ -51,10 +51,12 @@ class Books:
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stale: set[str] = set()
         self._on_reload: list[Callable[[str], None]] = []
+        self._on_rates: list[Callable[[], None]] = []
 
-    def on_reload(self, forget: Callable[[str], None]) -> None:
-        """Call `forget(org)` before an org's state is replaced."""
+    def on_reload(self, forget: Callable[[str], None], forget_closed: Callable[[], None]) -> None:
+        """Call `forget(org)` before an org's state is replaced, `forget_closed()` when rates changed."""
         self._on_reload.append(forget)
+        self._on_rates.append(forget_closed)
 
     def lock(self, org: str) -> asyncio.Lock:
         return self._locks[org]
@@ -107,6 +109,8 @@ class Books:
         version = await self.ledger.rates.announce(cluster, until_us)
         if cluster not in self._lines or self.plans[cluster][0] != version:
             self._set_plan(cluster, *await self.ledger.rates.read(cluster))
+            for forget_closed in self._on_rates:
+                forget_closed()
             for state in self.states.values():
                 for source, runs in state.runs.items():
                     for run in runs.values():
@@ -138,7 +142,7 @@ class Rounds:
         self.meter = Meter(source.name, source.cluster, books.ledger.epoch_us, hold_us)
         self._unbillable: dict[str, int] = {}
         self._unpriced = 0
-        books.on_reload(self.meter.forget)
+        books.on_reload(self.meter.forget, self.meter.forget_closed)
 
     async def round(self) -> RoundReport:
         """Fetch, meter, commit.
