@@ -7,7 +7,8 @@ from functools import lru_cache
 from urllib.parse import quote
 
 META = "credits:meta"
-"""Hash: schema, ledger_id, epoch_us."""
+"""Hash: schema, ledger_id, epoch_us, forgotten_us (runs that were charged up to then at most may have no record),
+by_day_us (before it amounts are kept by day)."""
 ORGS = "credits:orgs"
 """Set of all org names."""
 SOURCES = "credits:sources"
@@ -18,6 +19,8 @@ TOKENS = "credits:tokens"
 """Hash: token id -> record (JSON, with the SHA-256 of the token)."""
 TOKENS_USED = "credits:tokens:used"
 """Hash: token id -> instant (us) of its last use, to the minute."""
+REFUSALS = "credits:refusals"
+"""Stream of refusals of orgs that the ledger does not know; bounded."""
 ADMISSIONS = "credits:admissions"
 """Hash: enforcer US decision US code -> how many decisions it made."""
 
@@ -68,6 +71,21 @@ class OrgKeys:
     def bucket(self, hour_us: int) -> str:
         """Hash of one hour, fields as in `spent`."""
         return self._key(f"hour:{hour_us // 1_000_000}")
+
+    @property
+    def rollups(self) -> str:
+        """Hash: `d` or `m` and the start (seconds since 1970) of a day or month (UTC) -> `ok` while the sums of
+        its roll-up are those of its hours, else the name of who is at work on it."""
+        return self._key("rollups")
+
+    def rollup(self, name: str) -> str:
+        """Hash of one day or month, named as in `rollups`; fields as in `spent`."""
+        return self._key(f"rollup:{name}")
+
+    @property
+    def forgotten(self) -> str:
+        """Hash as `spent`: the part of it that no run record tells about any more."""
+        return self._key("forgotten")
 
     @property
     def runs(self) -> str:

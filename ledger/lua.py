@@ -107,6 +107,7 @@ class Scripts:
         self.rates_clock = Script(client, "rates_clock")
         self.rates_publish = Script(client, "rates_publish")
         self.release = Script(client, "release")
+        self.rollup = Script(client, "rollup")
 
 
 def common_keys(org: keys.OrgKeys) -> list[str]:

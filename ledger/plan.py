@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ledger import keys
-from ledger.clock import format_time
+from ledger.clock import format_time, from_us
 from ledger.lua import common_keys
 from ledger.money import format_micro
 from ledger.org_state import Amounts, OrgState, Row
@@ -38,8 +39,8 @@ class Plan:
     taken_us: int | None = None
     tally: dict[Slot, dict[int, Amounts]] = field(default_factory=dict)
     new_rows: list[int] = field(default_factory=list)
-    runs: dict[str, bytes] = field(default_factory=dict)
-    ended: dict[str, bytes] = field(default_factory=dict)
+    runs: dict[str, str] = field(default_factory=dict)
+    ended: dict[str, str] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     revived: set[str] = field(default_factory=set)
     settled: list[tuple[str, str]] = field(default_factory=list)
@@ -131,7 +132,8 @@ def pack(plan: Plan, state: OrgState, now_us: int) -> Packed:
         "source": plan.source,
         "taken_us": "" if plan.taken_us is None else str(plan.taken_us),
         "hours": [str(hour // 1_000_000) for hour in hours],
-        "rows": [[str(row), msgspec.json.encode(state.rows[row])] for row in plan.new_rows],
+        "rollups": sorted({name for hour in hours for name in rollups_of(hour)}),
+        "rows": [[str(row), msgspec.json.encode(state.rows[row]).decode()] for row in plan.new_rows],
         "charges": charges,
         "slots": slots,
         "budgets": [[counter, str(micro)] for counter, micro in budgets.items()],
@@ -146,11 +148,18 @@ def pack(plan: Plan, state: OrgState, now_us: int) -> Packed:
         "corrections": [_correction(plan.source, token, n, c, now_us) for n, c in enumerate(plan.corrections)],
     }
     names = [*common_keys(org), org.rows, org.spent, org.hours, org.runs, org.ended, org.grants, org.budget_spent]
-    names += [org.running_of(plan.source), *(org.bucket(hour) for hour in hours)]
+    names += [org.running_of(plan.source), org.rollups, *(org.bucket(hour) for hour in hours)]
     return Packed(token, names, msgspec.msgpack.encode(payload))
 
 
-def _flat(records: dict[str, bytes]) -> list[str | bytes]:
+def rollups_of(us: int) -> tuple[str, str]:
+    """Names of the roll-ups, by day and by month, that an instant is in."""
+    moment = from_us(us)
+    day = calendar.timegm((moment.year, moment.month, moment.day, 0, 0, 0))
+    return f"d{day}", f"m{calendar.timegm((moment.year, moment.month, 1, 0, 0, 0))}"
+
+
+def _flat(records: dict[str, str]) -> list[str]:
     return [part for item in records.items() for part in item]
 
 
@@ -170,7 +179,7 @@ def _burn(state: OrgState, source: str) -> int:
     return sum(live.per_us for live in state.live.get(source, {}).values()) // 10**12
 
 
-def _correction(source: str, token: str, number: int, correction: Correction, now_us: int) -> list[str | bytes]:
+def _correction(source: str, token: str, number: int, correction: Correction, now_us: int) -> list[str]:
     key = f"correction:{token}:{number}"
     entry = {
         "type": "correction",
@@ -195,4 +204,4 @@ def _correction(source: str, token: str, number: int, correction: Correction, no
         "expires_at": None,
         "who": entry["who"],
     }
-    return [key, msgspec.json.encode(record), str(correction.micro), msgspec.json.encode(entry)]
+    return [key, msgspec.json.encode(record).decode(), str(correction.micro), msgspec.json.encode(entry).decode()]

@@ -60,8 +60,8 @@ class Record(msgspec.Struct, array_like=True, gc=False):
     bills_app: bool = True
 
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Record)
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Record)
 
 RunKey = tuple[str, str, int | None]
 """(kind, id, started): what tells runs of a cluster apart. Storage is one run whatever its start."""
@@ -143,8 +143,9 @@ class Run:
             self.state, self.until_us, self.refunded_micro, self.refunded_us, self.leg, self.limit_us, self.bills_app,
         )  # fmt: skip
 
-    def encode(self) -> bytes:
-        return _encoder.encode(self.record())
+    def encode(self) -> str:
+        """The record as JSON text: the scripts' msgpack reader knows no byte strings."""
+        return _encoder.encode(self.record()).decode()
 
     @classmethod
     def decode(cls, org: str, data: bytes) -> Run:

@@ -1,39 +1,58 @@
 """What was used in a period: exact sums out of the ledger, grouped as asked.
 
-Sums of full hours come from the hourly buckets; by workload, from the records of the runs. Credits are net: what a
-correction gave back of a row or a workload is taken off it.
+Sums of full hours come from the buckets; by workload, and for parts of hours, from the records of the runs.
+Credits are what was charged; what a correction gave back of them stands beside, in `refunded`. By workload, credits
+are what the workload cost in the end; what was given back, and what is older than the records that are kept, is in
+rows without a workload, so that every grouping adds up to the same total.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
+import base64
+import binascii
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ledger import keys
-from ledger.clock import format_time, from_us, to_us
-from ledger.connect import again
-from ledger.errors import InvalidRequest
-from ledger.lua import text
-from ledger.money import COST_DENOMINATOR, HOUR_US, format_hours, format_micro
-from ledger.org_state import Row, decode_amounts, decode_rows
-from ledger.rates_history import line_of
-from ledger.runs import GONE, Run
+import msgspec
+
+from ledger import csv_text
+from ledger.clock import format_time
+from ledger.errors import InvalidRequest, UnknownOrg
+from ledger.money import HOUR_US, format_hours, format_micro, format_rate
+from ledger.org_state import Row
+from ledger.runs import GONE, Run, billable
+from ledger.steps import STEPS, check_zone, cut
 from ledger.store import Ledger
+from ledger.usage_reader import (
+    MICRO,
+    REFUNDED_MICRO,
+    REFUNDED_US,
+    US,
+    Horizon,
+    OrgReader,
+    Sink,
+    Sums,
+    charged_at,
+    read_horizon,
+    whole_hours,
+)
 
 GROUPS: Final = ("cluster", "org", "project", "user", "kind", "resource", "app", "workload")
-STEPS: Final = ("hour", "day", "week", "month")
-_BATCH = 500
+_REFUNDS: Final = frozenset((REFUNDED_MICRO, REFUNDED_US))
+_STEPS_MAX: Final = 200_000
+ROWS_MAX: Final = 1_000_000
+"""Rows an answer has at most, so that no question takes all memory."""
+Key = tuple[Any, ...]
+"""(start of the step or 0, names as grouped, and of a workload: cluster, kind, start, id)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageQuery:
-    """A period `[from_us, to_us)` of full hours, and what of it; None: everything.
+    """A period `[from_us, to_us)` and what of it; None: everything.
 
-    `step` cuts it at the hours, days, weeks (Monday) and months of UTC.
+    `step` cuts it at the hours, days, weeks (from Monday) and months of `timezone`.
     """
 
     from_us: int
@@ -45,19 +64,22 @@ class UsageQuery:
     kind: str | None = None
     group_by: tuple[str, ...] = ("org",)
     step: str | None = None
+    timezone: str = "UTC"
 
     def check(self) -> None:
         """Raises: InvalidRequest saying what would be right."""
         for name in self.group_by:
             if name not in GROUPS:
                 raise InvalidRequest(f"group_by {name!r}: expected of {', '.join(GROUPS)}")
+        if len(set(self.group_by)) < len(self.group_by):
+            raise InvalidRequest("group_by: expected each name once")
         if self.step is not None and self.step not in STEPS:
             raise InvalidRequest(f"step {self.step!r}: expected one of {', '.join(STEPS)}")
         if self.from_us >= self.to_us:
             raise InvalidRequest("from: expected an instant before `to`")
-        for name, us in (("from", self.from_us), ("to", self.to_us)):
-            if us % HOUR_US:
-                raise InvalidRequest(f"{name} {format_time(us)}: expected a full hour")
+        if self.step is not None and (self.to_us - self.from_us) // HOUR_US > _STEPS_MAX:
+            raise InvalidRequest(f"step: expected a period of at most {_STEPS_MAX // 8766} years with it")
+        check_zone(self.timezone)
 
     def takes(self, org: str, row: Row) -> bool:
         """Whether a row of an org is asked for."""
@@ -72,166 +94,323 @@ class UsageQuery:
 
 @dataclass(slots=True)
 class UsageRow:
-    """`names`: what it is grouped by. By workload also what the workload is."""
+    """`names`: what it is grouped by. By workload also the legs of the workload, in their order, by time."""
 
+    key: Key
     names: dict[str, str]
-    at_us: int | None = None
-    micro: int = 0
-    us: int = 0
-    workload: Run | None = None
+    at_us: int | None
+    sums: Sums = field(default_factory=lambda: [0, 0, 0, 0])
+    legs: list[tuple[Run, Row, int, int]] = field(default_factory=list)
+
+    @property
+    def micro(self) -> int:
+        return self.sums[MICRO]
+
+    @property
+    def us(self) -> int:
+        return self.sums[US]
 
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """Rows in order of time and names."""
+    """Rows in order of time and names. `from_us`, `to_us`: the bounds that the rows are exact for.
+
+    `is_exact`: these and the bounds of all steps are as asked; else details that old are not kept any more.
+    """
 
     query: UsageQuery
     rows: list[UsageRow]
+    from_us: int
+    to_us: int
+    is_exact: bool = True
 
     @property
     def total_micro(self) -> int:
         return sum(row.micro for row in self.rows)
 
-    def shape(self) -> dict[str, Any]:
-        """As `--json` and HTTP give it."""
-        return {
-            "from": format_time(self.query.from_us),
-            "to": format_time(self.query.to_us),
-            "group_by": list(self.query.group_by),
-            "rows": [_row_shape(row) for row in self.rows],
-            "total": format_micro(self.total_micro),
+    def columns(self) -> list[str]:
+        """Of a table of the rows."""
+        query = self.query
+        workload = ["id", "kind", "started_at", "ended_at"] if "workload" in query.group_by else []
+        first = [*(["at"] if query.step else []), *query.group_by, *workload]
+        return list(dict.fromkeys([*first, "credits", "hours", "refunded"]))
+
+    def totals(self) -> dict[str, str]:
+        """The sums of all rows, exactly."""
+        sums = [sum(row.sums[column] for row in self.rows) for column in range(4)]
+        return _amounts(sums)
+
+    def shape(self, limit: int | None = None, cursor: str | None = None) -> dict[str, Any]:
+        """As `--json` and HTTP give it: at most `limit` rows after those of the page that gave `cursor`.
+
+        The totals are of all rows. Raises: InvalidRequest for a cursor that is none.
+        """
+        rows, after = self.page(limit, cursor)
+        query, totals = self.query, self.totals()
+        shape: dict[str, Any] = {
+            "from": format_time(query.from_us),
+            "to": format_time(query.to_us),
+            "exact_from": format_time(self.from_us),
+            "exact_to": format_time(self.to_us),
+            "exact": self.is_exact,
+            "group_by": list(query.group_by),
         }
+        if query.step:
+            shape |= {"step": query.step, "timezone": query.timezone}
+        shape |= {"rows": [self._row_shape(row, details=True) for row in rows], "total": totals["credits"]}
+        shape["total_hours"] = totals["hours"]
+        if "refunded" in totals:
+            shape["total_refunded"] = totals["refunded"]
+        shape["next"] = after
+        return shape
+
+    def csv(self) -> Iterator[str]:
+        """Lines of CSV: a header, all rows, and the totals in a last one."""
+        columns = self.columns()
+        rows = (self._row_shape(row, details=False) for row in self.rows)
+        yield from csv_text.lines(columns, [*rows, {columns[0]: "total", **self.totals()}])
+
+    def page(self, limit: int | None, cursor: str | None) -> tuple[list[UsageRow], str | None]:
+        """(rows after those that `cursor` stands for, cursor of the next page). Raises: InvalidRequest."""
+        rows = self.rows
+        if cursor is not None:
+            last = _decode_cursor(cursor, rows[0].key if rows else None)
+            rows = [row for row in rows if row.key > last]
+        if limit is None or len(rows) <= limit:
+            return rows, None
+        return rows[:limit], _encode_cursor(rows[limit - 1].key)
+
+    def _row_shape(self, row: UsageRow, *, details: bool) -> dict[str, Any]:
+        shape: dict[str, Any] = {} if row.at_us is None else {"at": format_time(row.at_us)}
+        shape |= {name: value or None for name, value in row.names.items()}
+        if "workload" in self.query.group_by:
+            shape |= _workload_shape(row, details=details)
+        return shape | _amounts(row.sums)
 
 
 async def usage(ledger: Ledger, query: UsageQuery) -> UsageReport:
-    """What was used. Raises: InvalidRequest, LedgerUnavailable."""
+    """What was used. Raises: InvalidRequest, UnknownOrg, LedgerUnavailable."""
     query.check()
-    rows: dict[tuple[str, ...], UsageRow] = {}
-    read = _add_runs if "workload" in query.group_by else _add_buckets
-    for org in await ledger.accounts.orgs() if query.org is None else [query.org]:
-        await read(ledger, query, org, rows)
-    found = [rows[key] for key in sorted(rows, key=lambda k: (rows[k].at_us or 0, k))]
-    return UsageReport(query, [row for row in found if row.micro or row.us])
+    orgs = await ledger.accounts.orgs()
+    if query.org is not None:
+        if query.org not in orgs:
+            raise UnknownOrg(f"no org {query.org!r}; `credits grant {query.org} CREDITS` creates it")
+        orgs = [query.org]
+    horizon = await read_horizon(ledger)
+    pieces, is_exact = _pieces(query, horizon)
+    rows: dict[Key, UsageRow] = {}
+    for org in orgs:
+        await _Org(ledger, query, pieces, horizon, org, rows).add()
+    found = [rows[key] for key in sorted(rows) if any(rows[key].sums)]
+    return UsageReport(query, found, pieces[0][1], pieces[-1][2], is_exact)
 
 
-async def _add_buckets(ledger: Ledger, query: UsageQuery, org: str, rows: dict[tuple[str, ...], UsageRow]) -> None:
-    names, client = keys.of_org(org), _client(ledger)
-    numbered = decode_rows(await again(partial(client.hgetall, names.rows)))
-    first, last = query.from_us // 1_000_000, query.to_us // 1_000_000 - 1
-    hours = [int(hour) * 1_000_000 for hour in await again(partial(client.zrangebyscore, names.hours, first, last))]
-    for start in range(0, len(hours), _BATCH):
-        part = hours[start : start + _BATCH]
-        for hour, bucket in zip(part, await _buckets(client, names, part), strict=True):
-            at_us = step_start(query.step, hour) if query.step else None
-            for number, amounts in decode_amounts(bucket).items():
-                if query.takes(org, numbered[number]):
-                    row = _row(rows, query, org, numbered[number], at_us)
-                    row.micro += amounts.micro - amounts.refunded_micro
-                    row.us += amounts.us - amounts.refunded_us
+def _pieces(query: UsageQuery, horizon: Horizon) -> tuple[list[tuple[int | None, int, int]], bool]:
+    """(start of the step, since, until), cut where that can be cut; and whether that is as asked."""
+    if query.step is None:
+        asked: list[tuple[int | None, int, int]] = [(None, query.from_us, query.to_us)]
+    else:
+        asked = list(cut(query.step, query.timezone, query.from_us, query.to_us))
+    pieces: list[tuple[int | None, int, int]] = []
+    at = horizon.settle(query.from_us, up=False)
+    is_exact = at == query.from_us
+    for start, _, until in asked:
+        end = horizon.settle(until, up=True)
+        is_exact = is_exact and end == until
+        if at < end:
+            pieces.append((start, at, end))
+        at = end
+    return pieces, is_exact
 
 
-async def _buckets(client: Any, names: keys.OrgKeys, hours: list[int]) -> list[dict[bytes, bytes]]:
-    async def read() -> list[dict[bytes, bytes]]:
-        async with client.pipeline(transaction=False) as pipe:
-            for hour in hours:
-                pipe.hgetall(names.bucket(hour))
-            found: list[dict[bytes, bytes]] = await pipe.execute()
-            return found
+class _Org:
+    """Adds what one org used to the rows."""
 
-    return await again(read)
+    def __init__(
+        self,
+        ledger: Ledger,
+        query: UsageQuery,
+        pieces: list[tuple[int | None, int, int]],
+        horizon: Horizon,
+        org: str,
+        rows: dict[Key, UsageRow],
+    ) -> None:
+        self._query = query
+        self._pieces = pieces
+        self._horizon = horizon
+        self._org = org
+        self._rows = rows
+        self._reader = OrgReader(ledger, org)
+        self._by_workload = "workload" in query.group_by
+
+    async def add(self) -> None:
+        reader = self._reader
+        await reader.open()
+        if not any(self._query.takes(self._org, row) for row in reader.rows):
+            return
+        parts, cuts = [], []
+        for index, (_, since, until) in enumerate(self._pieces):
+            first, last = whole_hours(since, until)
+            if first > last:
+                cuts.append((index, since, until))
+                continue
+            if since < first:
+                cuts.append((index, since, first))
+            if first < last:
+                parts.append((index, first, last))
+            if last < until:
+                cuts.append((index, last, until))
+        if not self._by_workload:
+            await reader.add_buckets([(since, until, self._sink(index)) for index, since, until in parts])
+            if cuts:
+                await self._add_refunds(cuts)
+                await self._add_runs(cuts)
+            return
+        known_from = self._horizon.runs_us
+        old = [(i, since, min(until, known_from)) for i, since, until in parts if since < known_from]
+        await reader.add_buckets([(since, until, self._sink(index)) for index, since, until in old])
+        await self._add_refunds(
+            [(i, max(since, known_from), until) for i, since, until in parts if until > known_from] + cuts
+        )
+        await self._add_runs([(index, since, until) for index, (_, since, until) in enumerate(self._pieces)])
+
+    async def _add_refunds(self, parts: list[tuple[int, int, int]]) -> None:
+        """What was given back, and was charged before: no run tells of it. It counts at the start of its hour."""
+        if not await self._reader.has_refunds():
+            return
+        sinks: list[tuple[int, int, Sink]] = []
+        for index, since, until in parts:
+            first, last = since + -since % HOUR_US, until + -until % HOUR_US
+            if first < last:
+                sinks.append((first, last, self._sink(index, refunds=True)))
+        await self._reader.add_buckets(sinks)
+
+    async def _add_runs(self, parts: list[tuple[int, int, int]]) -> None:
+        """What legs were charged for parts of hours, or for all of it by workload."""
+        query, known_from = self._query, self._horizon.runs_us
+        since, until = parts[0][1], parts[-1][2]
+        ends = [part[2] for part in parts]
+        async for run in self._reader.runs(since, until):
+            row = self._reader.rows[run.row]
+            if not query.takes(self._org, row):
+                continue
+            low, high = run.points[0][0], run.until_us
+            for index, first, last in parts[bisect_right(ends, low) :]:
+                start, end = max(first, low), min(last, high)
+                if start >= end:
+                    break
+                before, after = charged_at(run, start), charged_at(run, end)
+                target = self._row(index, row, run if self._by_workload else None)
+                target.sums[MICRO] += after[0] - before[0]
+                target.sums[US] += after[1] - before[1]
+                if not self._by_workload:
+                    continue
+                target.legs.append((run, row, start, end))
+                if start < known_from:  # the buckets' sums of that time are there already
+                    settled = charged_at(run, min(end, known_from))
+                    rest = self._row(index, row, None)
+                    rest.sums[MICRO] -= settled[0] - before[0]
+                    rest.sums[US] -= settled[1] - before[1]
+
+    def _sink(self, index: int, *, refunds: bool = False) -> Sink:
+        def sums_of(number: int) -> Sums | None:
+            if number >= len(self._reader.rows):
+                return None  # newer than the rows
+            row = self._reader.rows[number]
+            return self._row(index, row, None).sums if self._query.takes(self._org, row) else None
+
+        return Refunds(sums_of, _REFUNDS) if refunds else Sink(sums_of)
+
+    def _row(self, index: int, facts: Row, run: Run | None) -> UsageRow:
+        at_us = self._pieces[index][0]
+        every = {"org": self._org, "workload": run.id if run else "", **facts._asdict()}
+        names = {name: every[name] for name in self._query.group_by}
+        key: Key = (at_us or 0, *names.values())
+        if self._by_workload:
+            key += ("", "", -1, "") if run is None else (run.cluster, run.kind, run.key[2] or 0, run.id)
+        row = self._rows.get(key)
+        if row is None:
+            if len(self._rows) >= ROWS_MAX:
+                raise InvalidRequest(
+                    f"more than {ROWS_MAX} rows: ask for a shorter period or longer steps"
+                )
+            row = self._rows[key] = UsageRow(key, names, at_us)
+        return row
 
 
-async def _add_runs(ledger: Ledger, query: UsageQuery, org: str, rows: dict[tuple[str, ...], UsageRow]) -> None:
-    names, client = keys.of_org(org), _client(ledger)
+class Refunds(Sink):
+    """Adds what was given back both as refunded and as charged: the runs tell only the rest."""
 
-    async def read() -> list[dict[bytes, bytes]]:
-        async with client.pipeline(transaction=True) as pipe:
-            for name in (names.org, names.rows, names.runs, names.ended):
-                pipe.hgetall(name)
-            found: list[dict[bytes, bytes]] = await pipe.execute()
-            return found
-
-    fields, row_fields, runs, ended = await again(read)
-    marks = {text(name).removeprefix("mark:"): int(v) for name, v in fields.items() if name.startswith(b"mark:")}
-    numbered = decode_rows(row_fields)
-    plans = {cluster: (await ledger.rates.read(cluster))[1] for cluster in {row.cluster for row in numbered}}
-    legs: dict[tuple[Any, ...], int] = defaultdict(int)
-    for data in (*runs.values(), *ended.values()):
-        run = Run.decode(org, data)
-        facts = numbered[run.row]
-        if not query.takes(org, facts):
-            continue
-        run.line = line_of(plans[run.cluster], facts.kind, facts.resource, facts.app, run.bills_app)
-        charged = run.charged_until(marks.get(run.source))
-        since, until = max(query.from_us, run.points[0][0]), min(query.to_us, charged)
-        run.until_us = charged
-        while since < until:
-            end = min(until, step_end(query.step, since)) if query.step else until
-            before, after = run.cumulative(since), run.cumulative(end)
-            at_us = step_start(query.step, since) if query.step else None
-            row = _row(rows, query, org, facts, at_us, run)
-            row.micro += after[0] // COST_DENOMINATOR - before[0] // COST_DENOMINATOR
-            row.us += after[1] - before[1]
-            key = (id(row),)
-            if run.leg >= legs[key]:
-                legs[key], row.workload = run.leg, run
-            since = end
+    def add(self, bucket: Mapping[bytes, bytes]) -> None:
+        for name, value in bucket.items():
+            place = self[name]
+            if place is not None:
+                place[0][place[1]] += int(value)
+                place[0][place[1] - REFUNDED_MICRO] += int(value)
 
 
-def _row(
-    rows: dict[tuple[str, ...], UsageRow],
-    query: UsageQuery,
-    org: str,
-    facts: Row,
-    at_us: int | None,
-    run: Run | None = None,
-) -> UsageRow:
-    every = {"org": org, **facts._asdict()}
-    names = {name: run.id if name == "workload" and run else every[name] for name in query.group_by}
-    life = () if run is None else (run.cluster, run.kind, "" if run.started_us is None else f"{run.started_us:020}")
-    key = (str(at_us or ""), *names.values(), *life)
-    row = rows.get(key)
-    if row is None:
-        row = rows[key] = UsageRow(names, at_us)
-    return row
-
-
-def _row_shape(row: UsageRow) -> dict[str, Any]:
-    shape: dict[str, Any] = {} if row.at_us is None else {"at": format_time(row.at_us)}
-    shape |= {name: value or None for name, value in row.names.items()}
-    if (run := row.workload) is not None:
-        ended = run.ended_us if run.ended_us is not None or run.state != GONE else run.until_us
+def _amounts(sums: Sums) -> dict[str, str]:
+    shape = {"credits": format_micro(sums[MICRO]), "hours": format_hours(sums[US])}
+    if sums[REFUNDED_MICRO] or sums[REFUNDED_US]:
         shape |= {
-            "id": run.id,
-            "kind": run.kind,
-            "started_at": None if run.started_us is None else format_time(run.started_us),
-            "ended_at": None if ended is None else format_time(ended),
+            "refunded": format_micro(sums[REFUNDED_MICRO]),
+            "refunded_hours": format_hours(sums[REFUNDED_US]),
         }
-    return shape | {"credits": format_micro(row.micro), "hours": format_hours(row.us)}
+    return shape
 
 
-def step_start(step: str, us: int) -> int:
-    """The start of the hour, day, week or month (UTC) an instant is in."""
-    if step == "hour":
-        return us - us % HOUR_US
-    day = from_us(us).replace(hour=0, minute=0, second=0, microsecond=0)
-    starts: dict[str, Callable[[], Any]] = {
-        "day": lambda: day,
-        "week": lambda: day - timedelta(days=day.weekday()),
-        "month": lambda: day.replace(day=1),
+def _workload_shape(row: UsageRow, *, details: bool) -> dict[str, Any]:
+    if not row.legs:
+        rest = {"id": None, "kind": row.names.get("kind") or None, "started_at": None, "ended_at": None}
+        return rest | ({"legs": []} if details else {})
+    legs = sorted(row.legs, key=lambda leg: (leg[0].leg, leg[2]))
+    last = legs[-1][0]
+    ended = last.ended_us if last.ended_us is not None or last.state != GONE else last.until_us
+    shape: dict[str, Any] = {
+        "id": last.id,
+        "kind": last.kind,
+        "started_at": None if last.started_us is None else format_time(last.started_us),
+        "ended_at": None if ended is None else format_time(ended),
     }
-    return to_us(starts[step]())
+    if details:
+        shape["legs"] = [_leg_shape(*leg) for leg in legs]
+    return shape
 
 
-def step_end(step: str, us: int) -> int:
-    """The end of the hour, day, week or month (UTC) an instant is in."""
-    if step == "hour":
-        return step_start(step, us) + HOUR_US
-    start = from_us(step_start(step, us))
-    if step == "month":
-        return to_us((start + timedelta(days=32)).replace(day=1))
-    return to_us(start + timedelta(days=1 if step == "day" else 7))
+def _leg_shape(run: Run, row: Row, since: int, until: int) -> dict[str, Any]:
+    """A leg inside a period: what it was charged as, and what was billed when at which rate."""
+    before, after = charged_at(run, since), charged_at(run, until)
+    return {
+        "cluster": row.cluster,
+        "project": row.project or None,
+        "user": row.user or None,
+        "resource": row.resource,
+        "app": row.app or None,
+        "credits": format_micro(after[0] - before[0]),
+        "hours": format_hours(after[1] - before[1]),
+        "intervals": list(_intervals(run, since, until)),
+    }
 
 
-def _client(ledger: Ledger) -> Any:
-    return ledger.client
+def _intervals(run: Run, since: int, until: int) -> Iterator[dict[str, Any]]:
+    edges = [*(point[0] for point in run.points[1:]), until]
+    for (at, _, _, units), end in zip(run.points, edges, strict=True):
+        for start, stop in billable(max(at, since), min(end, until), run.ended_us, run.suspended):
+            for first, last, nano in run.line.pieces(start, stop):
+                shape: dict[str, Any] = {"from": format_time(first), "to": format_time(last), "rate": format_rate(nano)}
+                yield shape | ({"bytes": units} if run.kind == "storage" else {})
+
+
+def _encode_cursor(key: Key) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(key)).decode().rstrip("=")
+
+
+def _decode_cursor(cursor: str, like: Key | None) -> Key:
+    """Raises: InvalidRequest for what no page of this question gave."""
+    try:
+        key = tuple(msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))))
+    except (binascii.Error, msgspec.MsgspecError, ValueError, TypeError):
+        key = ()
+    if not key or (like is not None and [type(part) for part in key] != [type(part) for part in like]):
+        raise InvalidRequest(f"cursor {cursor[:64]!r} is not one this ledger gave")
+    return key

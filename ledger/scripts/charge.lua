@@ -2,14 +2,15 @@
 -- Commit a round's charges of one org from one source: amounts, run records, marks, holds, all or nothing.
 --
 -- KEYS    the eight of _common, 9 rows, 10 spent, 11 hours, 12 runs, 13 ended, 14 grants, 15 budgetspent,
---         16 running of this source, 17... hour buckets
+--         16 running of this source, 17 rollups, 18... hour buckets
 -- ARGV    1 plan (msgpack map; every amount is a string of an integer):
 --           expected    commit token the plan was computed from ('' for an org without one)
 --           token       this commit's own token
 --           budget_rev  revision of the budgets the plan was computed from
 --           org, source
 --           taken_us    instant up to which the source's runs that go on are charged now; '' leaves it
---           hours       full hours (seconds) of the buckets, in the order of KEYS 17...
+--           hours       full hours (seconds) of the buckets, in the order of KEYS 18...
+--           rollups     fields of rollups: days and months of these hours, whose sums are no longer what they were
 --           rows        list of {row number, row as JSON}: new rows
 --           charges     list of {bucket number, row number, micro, us, refunded micro, refunded us}
 --           slots       list of {since_us, until_us, micro}, ascending: what was used when
@@ -47,12 +48,13 @@ local function add(key, row, micro_, us, refunded, refunded_us)
   if refunded_us ~= '0' then redis.call('HINCRBY', key, row .. 'u', refunded_us) end
 end
 for _, charge in ipairs(plan.charges) do
-  add(KEYS[16 + tonumber(charge[1])], charge[2], charge[3], charge[4], charge[5], charge[6])
+  add(KEYS[17 + tonumber(charge[1])], charge[2], charge[3], charge[4], charge[5], charge[6])
   add(KEYS[10], charge[2], charge[3], charge[4], charge[5], charge[6])
 end
 for _, hour in ipairs(plan.hours) do
   redis.call('ZADD', KEYS[11], hour, hour)
 end
+for _, rollup in ipairs(plan.rollups) do redis.call('HDEL', KEYS[17], rollup) end
 
 -- Grants pay for what was used while they were in force, the soonest to expire first. What no grant covers
 -- is an overdraft, paid by the next grant that comes into force.

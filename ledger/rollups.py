@@ -1,0 +1,105 @@
+"""Sums by day and by month (UTC), kept beside the hours so that a year is read in a moment.
+
+A roll-up is a copy: a charge for an hour it holds takes its mark away in the same commit, and it counts no more until
+it is made anew.
+"""
+
+from __future__ import annotations
+
+import secrets
+from functools import partial
+from typing import Any, Final
+
+from ledger import keys
+from ledger.connect import again
+from ledger.lua import text
+from ledger.plan import rollups_of
+from ledger.steps import step_bounds
+from ledger.store import Ledger
+from ledger.usage_reader import DAY_US, OrgReader, Sink, Sums
+
+_FIELDS_AT_ONCE: Final = 5000
+_SPARE_MS: Final = 3_600_000
+
+
+async def roll_up(ledger: Ledger, now_us: int) -> int:
+    """Make the roll-ups of all days and months that are over and have none; how many were made.
+
+    Safe beside rounds and beside itself. Raises: LedgerUnavailable, LedgerDamaged.
+    """
+    return sum([await _roll_up_org(ledger, org, now_us) for org in await ledger.accounts.orgs()])
+
+
+async def _roll_up_org(ledger: Ledger, org: str, now_us: int) -> int:
+    client: Any = ledger.client
+    names = keys.of_org(org)
+    hours = [int(hour) * 1_000_000 for hour in await again(partial(client.zrange, names.hours, 0, -1))]
+    have = {text(k) for k, v in (await again(partial(client.hgetall, names.rollups))).items() if v == b"ok"}
+    days: dict[str, tuple[int, int]] = {}
+    months: dict[str, tuple[int, int]] = {}
+    for day in sorted({hour - hour % DAY_US for hour in hours}):
+        named, month = rollups_of(day)
+        days[named] = (day, day + DAY_US)
+        if month not in months:
+            months[month] = step_bounds("month", "UTC", day)
+    made = 0
+    for name, (since, until) in [*days.items(), *months.items()]:  # months are added up from days
+        if name not in have and until <= now_us:
+            made += await _make(ledger, org, name, since, until)
+    return made
+
+
+async def _make(ledger: Ledger, org: str, name: str, since: int, until: int) -> bool:
+    """Make one roll-up; False where a charge came in between."""
+    client: Any = ledger.client
+    names = keys.of_org(org)
+    work = secrets.token_hex(8)
+    spare = names.rollup(f"{name}:{work}")
+    await again(partial(client.hset, names.rollups, name, work))
+    reader = OrgReader(ledger, org)
+    await reader.open()
+    sums: dict[int, Sums] = {}
+    await reader.add_buckets([(since, until, Sink(lambda row: sums.setdefault(row, [0, 0, 0, 0])))])
+    fields = {
+        f"{row}{suffix}": str(value)
+        for row, amounts in sums.items()
+        for suffix, value in zip(("", "t", "r", "u"), amounts, strict=True)
+        if value
+    }
+    items = list(fields.items())
+    for start in range(0, len(items), _FIELDS_AT_ONCE):
+        await again(partial(client.hset, spare, mapping=dict(items[start : start + _FIELDS_AT_ONCE])))
+        await again(partial(client.pexpire, spare, _SPARE_MS))
+    answer = await ledger.scripts.rollup([names.rollups, spare, names.rollup(name)], [name, work])
+    return text(answer) == "ok"
+
+
+async def check_rollups(ledger: Ledger, org: str) -> tuple[int, list[str]]:
+    """(roll-ups that count, names of those whose sums are not those of their hours)."""
+    client: Any = ledger.client
+    names = keys.of_org(org)
+    wrong, checked = [], 0
+    for name in sorted(text(k) for k, v in (await again(partial(client.hgetall, names.rollups))).items() if v == b"ok"):
+        since, until = step_bounds("day" if name[0] == "d" else "month", "UTC", int(name[1:]) * 1_000_000)
+
+        async def ask(since: int = since, until: int = until, name: str = name) -> list[Any]:
+            hours = await client.zrangebyscore(names.hours, since // 1_000_000, f"({until // 1_000_000}")
+            async with client.pipeline(transaction=True) as pipe:
+                pipe.hget(names.rollups, name)
+                pipe.hgetall(names.rollup(name))
+                for hour in hours:
+                    pipe.hgetall(names.bucket(int(hour) * 1_000_000))
+                answer: list[Any] = await pipe.execute()
+                return answer
+
+        state, kept, *buckets = await again(ask)
+        if state != b"ok":
+            continue  # a charge came in between
+        checked += 1
+        sums: dict[bytes, int] = {}
+        for bucket in buckets:
+            for field, value in bucket.items():
+                sums[field] = sums.get(field, 0) + int(value)
+        if {k: v for k, v in sums.items() if v} != {k: int(v) for k, v in kept.items()}:
+            wrong.append(name)
+    return checked, wrong
