@@ -17,6 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dashboards.limits import CHECKPOINT_MINUTE
+from dashboards.promql import checkpoint
+from dashboards.rules import CHECKPOINTED, recording_rules
+
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 Labels = tuple[tuple[str, str], ...]
 Sample = tuple[int, str]
@@ -102,6 +106,53 @@ def prometheus(config: Path, data: Path) -> Iterator[Prometheus]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+Family = tuple[str, Mapping[Labels, Iterable[Sample]]]
+
+
+@contextmanager
+def recorded(
+    scratch: Path,
+    families: Mapping[str, Family],
+    *,
+    span: tuple[int, int],
+    fine: tuple[int, int],
+    away: Iterable[tuple[int, int]] = (),
+) -> Iterator[Prometheus]:
+    """A server that holds families and what the recording rules make of them, by its own evaluation.
+
+    Checkpoints are recorded over the whole span, the rest from the second `fine[0]` on, every `fine[1]` seconds, and
+    nothing in the spans in which Prometheus was `away`.
+    """
+    data, config = scratch / "data", scratch / "prometheus.yml"
+    data.mkdir()
+    config.write_text("global: {}\n")
+    backfill(openmetrics(families), scratch, data)
+    hourly = {checkpoint(metric) for metric in CHECKPOINTED}
+    rules = {rule["record"]: rule["expr"] for group in recording_rules()["groups"] for rule in group["rules"]}
+    while rules:
+        # Rules that read what others record wait for those.
+        ready = [name for name, expr in rules.items() if not any(other in expr for other in rules)]
+        made: dict[str, Family] = {}
+        with prometheus(config, data) as server:
+            for name in ready:
+                first, step = (span[0] + CHECKPOINT_MINUTE * MINUTE, HOUR) if name in hourly else fine
+                rows = server.range(rules.pop(name), first, span[1], step)
+                made[name] = ("unknown", {_plain(labels): _seen(row, away) for labels, row in rows.items()})
+        backfill(openmetrics({name: family for name, family in made.items() if family[1]}), scratch, data)
+    with prometheus(config, data) as server:
+        yield server
+
+
+def _plain(labels: Labels) -> Labels:
+    """Labels of an answer as the exposition writes them."""
+    escaped = ((name, value.replace("\\", "\\\\").replace('"', '\\"')) for name, value in labels)
+    return tuple(pair for pair in escaped if pair[0] != "__name__")
+
+
+def _seen(row: Iterable[tuple[float, str]], away: Iterable[tuple[int, int]]) -> list[Sample]:
+    return [(int(at), value) for at, value in row if not _within(int(at), away)]
 
 
 def as_grafana(expr: str, choices: Mapping[str, str], seconds: int) -> str:

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dashboards.alerts import alerts
-from dashboards.promql import checkpoint
-from dashboards.rules import CHECKPOINTED, recording_rules
 from exporter import metric_names
 from exporter.metric_names import (
     ADMISSION_DURATION,
@@ -30,10 +28,8 @@ from tests.prometheus_lab import (
     Labels,
     Prometheus,
     Sample,
-    backfill,
     credits_text,
-    openmetrics,
-    prometheus,
+    recorded,
 )
 
 START = 1_790_812_800  # 2026-10-01T00:00:00Z, from which the ledger charges
@@ -128,41 +124,11 @@ def _gauges() -> Iterator[tuple[str, tuple[str, dict[Labels, list[Sample]]]]]:
     yield "ALERTS", ("gauge", {alert: [(at, "1") for at in times]})
 
 
-def _recorded(server: Prometheus) -> Iterator[tuple[str, tuple[str, dict[Labels, list[Sample]]]]]:
-    """What the recording rules would have recorded, by the server's own evaluation of them."""
-    checkpoints = {checkpoint(metric) for metric in CHECKPOINTED}
-    for group in recording_rules()["groups"]:
-        for rule in group["rules"]:
-            hourly = rule["record"] in checkpoints
-            first, step = (START + 59 * MINUTE, HOUR) if hourly else (END - 2 * HOUR, MINUTE)
-            found = {}
-            for labels, samples in server.range(rule["expr"], first, LAST, step).items():
-                plain = tuple((key, value.replace("\\", "\\\\").replace('"', '\\"')) for key, value in labels)
-                minutes = [(int(at), value, (int(at) - START) // MINUTE) for at, value in samples]
-                found[tuple(pair for pair in plain if pair[0] != "__name__")] = [
-                    (at, value)
-                    for at, value, minute in minutes
-                    if not any(since <= minute < until for since, until in PROMETHEUS_AWAY)
-                ]
-            yield rule["record"], ("unknown", found)
-
-
 @contextmanager
 def month(scratch: Path) -> Iterator[Found]:
     """The month's history and the server that holds what was scraped and recorded of it."""
-    data, config = scratch / "data", scratch / "prometheus.yml"
-    data.mkdir()
-    config.write_text("global: {}\n")
     history = _history()
-    backfill(openmetrics(dict([*_counters(history), *_gauges()])), scratch, data)
-    # The rules that read others' results need those first.
-    for _ in range(2):
-        with prometheus(config, data) as server:
-            recorded = {name: series for name, series in dict(_recorded(server)).items() if _new(server, name)}
-        backfill(openmetrics({name: series for name, series in recorded.items() if series[1]}), scratch, data)
-    with prometheus(config, data) as server:
+    families = dict([*_counters(history), *_gauges()])
+    away = [(START + since * MINUTE, START + until * MINUTE) for since, until in PROMETHEUS_AWAY]
+    with recorded(scratch, families, span=(START, LAST), fine=(END - 2 * HOUR, MINUTE), away=away) as server:
         yield history, server
-
-
-def _new(server: Prometheus, name: str) -> bool:
-    return not server.instant(f"last_over_time({{__name__={name!r}}}[31d])".replace("'", '"'), LAST)
