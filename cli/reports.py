@@ -44,7 +44,8 @@ class _Groups(click.ParamType[tuple[str, ...]]):
 @click.option(
     "--group-by", type=_Groups(), default="org", show_default=True, help=f"One or more of {','.join(GROUPS)}."
 )
-@click.option("--step", type=click.Choice(("hour", "day", "week", "month")), help="A row for each of these (UTC).")
+@click.option("--step", type=click.Choice(("hour", "day", "week", "month")), help="A row for each of these.")
+@click.option("--timezone", default="UTC", show_default=True, help="Whose days, weeks and months these are.")
 @json_option
 @csv_option
 def usage(
@@ -57,6 +58,7 @@ def usage(
     kind: str | None,
     group_by: tuple[str, ...],
     step: str | None,
+    timezone: str,
     as_json: bool,
     as_csv: bool,
 ) -> None:
@@ -75,7 +77,7 @@ def usage(
             until = max(latest, since) - latest % -HOUR_US
         query = UsageQuery(
             from_us=since, to_us=until, cluster=cluster, org=org, project=project, user=user, kind=kind,
-            group_by=group_by, step=step,
+            group_by=group_by, step=step, timezone=timezone,
         )  # fmt: skip
         return await find(ledger, query)
 
@@ -84,14 +86,22 @@ def usage(
     if as_json:
         print_json(shape)
         return
-    first = [*(["at"] if step else []), *group_by]
-    workload = ["kind", "started_at", "ended_at"] if "workload" in group_by else []
-    columns = list(dict.fromkeys([*first, *workload, "credits", "hours"]))
+    skipped = {"id"} if not as_csv else set()
+    if "total_refunded" not in shape:
+        skipped.add("refunded")
+    columns = [name for name in report.columns() if name not in skipped]
     if not as_csv:
         click.echo(f"from {shape['from']} to {shape['to']}")
-    total = {columns[0]: "total", "credits": shape["total"]}
+        if not report.is_exact:
+            click.echo(f"details that old are not kept: exact from {shape['exact_from']} to {shape['exact_to']}")
+    total = {columns[0]: "total", **report.totals()}
     print_rows(
-        columns, shape["rows"], as_csv=as_csv, right=("credits", "hours"), last=total, nothing="nothing was used"
+        columns,
+        shape["rows"],
+        as_csv=as_csv,
+        right=("credits", "hours", "refunded"),
+        last=total,
+        nothing="nothing was used",
     )
 
 

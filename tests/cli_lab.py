@@ -134,7 +134,7 @@ class Lab:
         report = self.json("usage", "--group-by", group, *arguments)
         found: dict[str, tuple[str, str]] = {}
         for row in report["rows"]:
-            name = row[group]
+            name = row[group] or "-"
             if name in found or f"{name}@" in "".join(found):
                 name = f"{name}@{row['started_at']}"
             found[name] = row["credits"], row["hours"]
