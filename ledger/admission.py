@@ -19,7 +19,7 @@ from ledger.errors import LedgerUnavailable, UnknownOrg
 from ledger.hold_ids import new_hold_id
 from ledger.lua import Scripts, common_keys, text
 from ledger.model import Code, RatePlan, RateTable
-from ledger.money import COST_DENOMINATOR, HOUR_US, MICRO_MAX, UNIT, format_micro
+from ledger.money import COST_DENOMINATOR, HOUR_US, MICRO_MAX, UNIT
 from ledger.pipelined import OnLate, Pipelined
 from ledger.rates_history import nano_of
 from ledger.rates_store import RatesStore
@@ -313,17 +313,3 @@ def unit_micro(nano: int, max_runtime_us: int | None, hold_us: int) -> int:
 def _nano(table: RateTable, request: AdmissionRequest) -> int | None:
     app = request.app or ""
     return nano_of(table, request.kind, request.preset or app, app)
-
-
-def decision_shape(decision: Decision) -> dict[str, Any]:
-    """A decision as programs get it, over HTTP and on the command line."""
-    return {
-        "allowed": decision.allowed,
-        "code": decision.code.value,
-        "reason": decision.reason,
-        "tier": decision.tier,
-        "available": None if decision.available_micro is None else format_micro(decision.available_micro),
-        "required": format_micro(decision.required_micro),
-        "hold_id": decision.hold_id,
-        "hold_expires_at": None if decision.hold_expires_us is None else format_time(decision.hold_expires_us),
-    }

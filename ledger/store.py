@@ -20,6 +20,7 @@ from ledger.embedded import read_marker, write_marker
 from ledger.errors import LedgerDamaged
 from ledger.lua import Scripts, text
 from ledger.rates_store import RatesStore
+from ledger.refusals import Refusals
 from ledger.tokens import Tokens
 
 SCHEMA = "1"
@@ -38,6 +39,7 @@ class Ledger:
         self.rates = RatesStore(client, self.scripts, clock)
         self.budgets = BudgetStore(client, self.scripts, self.rates, clock)
         self.admissions = Admissions(client, self.scripts, self.rates, self.budgets, clock)
+        self.refusals = Refusals(client)
         self.tokens = Tokens(client, clock)
 
 

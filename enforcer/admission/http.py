@@ -1,0 +1,102 @@
+"""`/v1/admission`, `/v1/quote` and release, over HTTP."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from enforcer.access import ADMIN, OWNER, SCHEDULER, VIEWER, Route, check_org, token_of
+from enforcer.admission.desk import Desk
+from enforcer.bodies import answer, name, read_json, required_name
+from enforcer.problems import Problem
+from ledger.admission import AdmissionRequest
+from ledger.admission_shapes import decision_shape, quote_shape
+from ledger.hold_ids import HOLD_ID_MAX, org_of_hold
+
+COUNT_MAX: Final = 10_000_000
+SECONDS_MAX: Final = 10 * 366 * 86_400
+
+
+class AdmissionBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What is asked of admission and quote alike."""
+
+    cluster: str
+    org: str
+    project: str | None = None
+    user: str | None = None
+    kind: str = "job"
+    preset: str | None = None
+    app: str | None = None
+    workload_id: str | None = None
+    max_runtime_seconds: int | None = None
+    count: int = 1
+    dry_run: bool = False
+
+    def request(self) -> AdmissionRequest:
+        """Raises: Problem 422 naming the field that is wrong."""
+        if self.kind not in ("job", "app"):
+            raise Problem(422, "invalid", f"kind: {self.kind!r:.40} is neither 'job' nor 'app'")
+        if not self.preset and not self.app:
+            raise Problem(422, "invalid", "preset: is needed to know the rate (an app may name only its app)")
+        seconds = self.max_runtime_seconds
+        if seconds is not None and not 1 <= seconds <= SECONDS_MAX:
+            raise Problem(
+                422, "invalid", f"max_runtime_seconds: {seconds} is not from 1 to {SECONDS_MAX}; null: no limit"
+            )
+        if not 1 <= self.count <= COUNT_MAX:
+            raise Problem(422, "invalid", f"count: {self.count} is not from 1 to {COUNT_MAX}")
+        return AdmissionRequest(
+            cluster=required_name("cluster", self.cluster),
+            org=required_name("org", self.org),
+            project=name("project", self.project),
+            user=name("user", self.user),
+            kind=self.kind,
+            preset=name("preset", self.preset) or None,
+            app=name("app", self.app) or None,
+            workload_id=name("workload_id", self.workload_id) or None,
+            max_runtime_us=None if seconds is None else seconds * 1_000_000,
+            count=self.count,
+            dry_run=self.dry_run,
+        )
+
+
+class AdmissionApi:
+    """The calls of schedulers and of people before they submit."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("POST", "/v1/admission", self.admit, (SCHEDULER, ADMIN)),
+            Route("POST", "/v1/quote", self.quote, (SCHEDULER, ADMIN, OWNER, VIEWER)),
+            Route("POST", "/v1/admission/{hold_id}/release", self.release, (SCHEDULER, ADMIN)),
+        ]
+
+    async def admit(self, request: web.Request) -> web.Response:
+        """A refusal is an answer like any other: 200 with `allowed: false`."""
+        token = token_of(request)
+        asked = (await read_json(request, AdmissionBody)).request()
+        check_org(token, asked.org)
+        decision = await self._desk.decide(asked, who=token.who, via="api")
+        return answer(decision_shape(decision))
+
+    async def quote(self, request: web.Request) -> web.Response:
+        asked = (await read_json(request, AdmissionBody)).request()
+        check_org(token_of(request), asked.org)
+        return answer(quote_shape(await self._desk.ledger.admissions.quote(asked, self._desk.terms)))
+
+    async def release(self, request: web.Request) -> web.Response:
+        hold_id = request.match_info["hold_id"]
+        if len(hold_id) > HOLD_ID_MAX:
+            raise Problem(404, "unknown_hold", "There is no such hold.")
+        orgs = await self._desk.ledger.accounts.orgs() if hold_id.startswith("::") else None
+        org = org_of_hold(hold_id, orgs)
+        if org is None:
+            raise Problem(404, "unknown_hold", f"There is no hold {hold_id!r}.")
+        check_org(token_of(request), org)
+        released = await self._desk.ledger.admissions.release(org, hold_id)
+        # Settled, expired and released holds are all over: asking again is no error.
+        return answer({"hold_id": hold_id, "released": released is not None})

@@ -1,0 +1,109 @@
+"""`POST /v1/admission/slurm`: the question of the job_submit hook, in Slurm's own words."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+
+from aiohttp import web
+from msgspec.structs import replace
+
+from config.slurm_request import SlurmRequest, parse_slurm_request
+from config.slurm_rules import owner_of
+from config.sources import SlurmSource
+from enforcer.access import ADMIN, SCHEDULER, Route, check_org, token_of
+from enforcer.admission.accounts_tree import AccountTree
+from enforcer.admission.desk import Desk
+from enforcer.bodies import answer, read_bytes
+from enforcer.problems import Problem
+from ledger.admission import AdmissionRequest, Decision
+from ledger.admission_shapes import decision_shape
+from ledger.errors import LedgerUnavailable
+from ledger.hold_ids import org_of_hold
+from ledger.model import Code
+from ledger.money import MICRO_MAX
+from ledger.names import is_name
+
+
+class SlurmApi:
+    """Turns a submitted job into a request, by the same rules that the exporter charges it by."""
+
+    def __init__(self, desk: Desk, sources: Sequence[SlurmSource]) -> None:
+        self._desk = desk
+        self._sources = {source.cluster: source for source in sources}
+        self.trees = {source.cluster: AccountTree(source) for source in sources}
+
+    def routes(self) -> list[Route]:
+        return [Route("POST", "/v1/admission/slurm", self.admit, (SCHEDULER, ADMIN))]
+
+    async def admit(self, request: web.Request) -> web.Response:
+        """200 with a decision; 422 for a job whose rules cannot be applied."""
+        try:
+            job = parse_slurm_request(await read_bytes(request))
+        except ValueError as error:
+            raise Problem(422, "invalid", str(error)) from None
+        source = self._sources.get(job.cluster)
+        if source is None:
+            known = ", ".join(sorted(self._sources)) or "none"
+            raise Problem(422, "invalid", f"cluster: there is no Slurm cluster {job.cluster!r:.80}; known: {known}")
+        token = token_of(request)
+        parents = self.trees[job.cluster].parents(job.slurm_cluster)
+        if parents is None:
+            raise Problem(
+                503, "accounts_unavailable", "Slurm's account tree could not be read yet.", {"Retry-After": "5"}
+            )
+        asked, refusal = await self._request(job, source, owner_of(job.account, source.rules, parents))
+        if refusal is not None:
+            return answer(decision_shape(self._desk.refuse(asked, refusal, who=token.who, via="slurm")))
+        check_org(token, asked.org)
+        decision = await self._desk.decide(asked, who=token.who, via="slurm")
+        if decision.allowed and job.replaces_hold and not asked.replaces:
+            former = org_of_hold(job.replaces_hold, [])
+            if former is not None:
+                self._desk.aftermath.release(former, job.replaces_hold)
+        return answer(decision_shape(decision))
+
+    async def _request(
+        self, job: SlurmRequest, source: SlurmSource, owner: tuple[str, str] | None
+    ) -> tuple[AdmissionRequest, Decision | None]:
+        org, project = owner or ("", "")
+        held = _hold_of(job.replaces_hold, org)
+        asked = AdmissionRequest(
+            cluster=job.cluster, org=org or job.account or "?", project=project, user=job.user, kind="job",
+            max_runtime_us=None if not job.max_runtime_seconds else job.max_runtime_seconds * 1_000_000,
+            count=job.count, replaces=held,
+            workload_id=None if job.job_id is None or held else str(job.job_id),
+        )  # fmt: skip
+        if not org:
+            account = f"account {job.account!r:.80}" if job.account else "a job without an account"
+            reason = f"No org pays for {account}. Submit with --account and one of yours, or ask an administrator."
+            return asked, Decision(False, Code.UNKNOWN_ORG, reason, "org")
+        if not all(is_name(text) for text in (org, job.user)) or not (project == "" or is_name(project)):
+            raise Problem(422, "invalid", "account or user: is not a name")
+        presets = job.presets(source.rules)
+        if not presets:
+            where = ", ".join(part or "(default)" for part in job.partitions)
+            reason = (
+                f"Nothing says what a job in partition {where[:80]} costs. Choose another, or ask an administrator."
+            )
+            return asked, Decision(False, Code.UNPRICED, reason)
+        return replace(asked, preset=await self._dearest(job.cluster, presets)), None
+
+    async def _dearest(self, cluster: str, presets: Sequence[str]) -> str:
+        """The preset whose hold does for all of them; one without a rate, if that is refused."""
+        if len(presets) == 1:
+            return presets[0]
+        with suppress(LedgerUnavailable, TimeoutError):
+            async with asyncio.timeout(self._desk.settings.decision_seconds / 2):
+                plan = await self._desk.ledger.admissions.plan(cluster)
+            if plan is not None:
+                table = plan.at(self._desk.ledger.clock())
+                unpriced = 0 if table.unpriced == "free" else MICRO_MAX
+                return max(presets, key=lambda preset: table.presets.get(preset, unpriced))
+        return presets[0]
+
+
+def _hold_of(hold_id: str | None, org: str) -> str | None:
+    """A job that moves to another org has no hold there to replace."""
+    return hold_id if hold_id and org and org_of_hold(hold_id, [org]) == org else None

@@ -1,0 +1,109 @@
+"""The enforcer's web application, out of a ledger and settings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from aiohttp import web
+
+from config.settings import Settings
+from config.sources import SlurmSource
+from enforcer.access import Route, guarded
+from enforcer.admission.desk import Desk
+from enforcer.admission.http import AdmissionApi
+from enforcer.admission.slurm import SlurmApi
+from enforcer.bodies import answer
+from enforcer.metrics import EnforcerMetrics
+from enforcer.orgs import OrgsApi
+from enforcer.problems import problems
+from enforcer.server import serving
+from ledger.clock import Clock, now_us
+from ledger.store import Ledger, open_ledger
+
+MoreRoutes = Callable[[Ledger], Iterable[Route]]
+"""Gives the routes of others (console, usage), which import nothing of the enforcer."""
+log = logging.getLogger(__name__)
+DESK: Final = web.AppKey("desk", Desk)
+
+
+def build_app(
+    ledger: Ledger, settings: Settings, clock: Clock = now_us, more: Iterable[Route] = (), buy_url: str | None = None
+) -> web.Application:
+    """All calls of the enforcer. `more`: routes of others (console, usage), each behind its roles.
+
+    `buy_url`: where credits are bought, said in refusals.
+    """
+    metrics = EnforcerMetrics(f"{settings.enforcer.host}:{settings.enforcer.port}")
+    desk = Desk(ledger, settings.admission, metrics, clock, buy_url)
+    slurm = SlurmApi(desk, [source for source in settings.sources if isinstance(source, SlurmSource)])
+    app = web.Application(middlewares=[problems], client_max_size=4 * 1024 * 1024)
+    app[DESK] = desk
+    routes: list[Route] = [
+        *AdmissionApi(desk).routes(),
+        *slurm.routes(),
+        *OrgsApi(ledger).routes(),
+        Route("GET", "/metrics", metrics.serve, None),
+        Route("GET", "/-/healthy", _healthy, None),
+        Route("GET", "/-/ready", _ready, None),
+        *more,
+    ]
+    for route in routes:
+        app.router.add_route(
+            route.method, route.path, guarded(route, ledger.tokens, settings.admission.decision_seconds)
+        )
+    app.cleanup_ctx.append(_background(desk, slurm, [source.cluster for source in settings.sources]))
+    return app
+
+
+def _background(
+    desk: Desk, slurm: SlurmApi, clusters: Sequence[str]
+) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def run(app: web.Application) -> AsyncIterator[None]:
+        await desk.metrics.load(desk.ledger)
+        # Rates are at hand before the first request, also should the ledger be gone by then.
+        await asyncio.gather(*(desk.ledger.admissions.prepare(cluster) for cluster in dict.fromkeys(clusters)))
+        desk.aftermath.start()
+        for tree in slurm.trees.values():
+            tree.start()
+        yield
+        for tree in slurm.trees.values():
+            await tree.stop()
+        await desk.aftermath.stop()
+
+    return run
+
+
+async def _healthy(request: web.Request) -> web.Response:
+    return answer({"status": "ok"})
+
+
+async def _ready(request: web.Request) -> web.Response:
+    """Ready also while the ledger is away: were it taken out of service then, `on_ledger_down` could not act."""
+    return answer({"status": "ok", "ledger": not request.app[DESK].aftermath.is_away})
+
+
+async def serve(settings: Settings, stop: asyncio.Event, clock: Clock | None = None, *more: MoreRoutes) -> None:
+    """Admits and serves until `stop` is set.
+
+    Raises: as `enforcing`.
+    """
+    async with enforcing(settings, clock, *more):
+        await stop.wait()
+
+
+@asynccontextmanager
+async def enforcing(settings: Settings, clock: Clock | None = None, *more: MoreRoutes) -> AsyncIterator[str]:
+    """An enforcer that serves for as long as the block lasts; gives its URL.
+
+    Raises: LedgerUnavailable, LedgerDamaged, InvalidRequest where the ledger cannot be opened or the address or the
+        certificates cannot be used.
+    """
+    async with open_ledger(settings.redis.url, settings.data_dir, settings.metering.epoch_us, clock) as ledger:
+        routes = [route for give in more for route in give(ledger)]
+        async with serving(build_app(ledger, settings, clock or now_us, routes), settings.enforcer) as url:
+            log.info("Enforcer: API at %s", url)
+            yield url

@@ -1,0 +1,83 @@
+"""What the enforcer counts. Decisions are counted for ever: the ledger keeps them over restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter as Tally
+from collections.abc import Iterator
+from typing import Any, Final
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.exposition import choose_encoder
+
+from ledger import keys
+from ledger.connect import again
+from ledger.lua import text
+from ledger.store import Ledger
+
+ADMISSIONS: Final = "credits_admissions_total"
+DURATION: Final = "credits_admission_duration_seconds"
+ALLOWED, DENIED, SHADOWED, EXCEPTED = "allow", "deny", "shadow", "exception"
+"""Values of the label `decision`; `exception`: let through while the ledger was away."""
+_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+log = logging.getLogger(__name__)
+
+
+class EnforcerMetrics:
+    """The registry of one enforcer, named by where it listens."""
+
+    def __init__(self, instance: str) -> None:
+        self.instance = instance
+        self.registry = CollectorRegistry()
+        self._counts: Tally[tuple[str, str]] = Tally()
+        self._unsaved: Tally[tuple[str, str]] = Tally()
+        duration = Histogram(DURATION, "How long an admission decision took.", buckets=_BUCKETS, registry=self.registry)
+        self.observe = duration.observe
+        self.ledger_up = Gauge(
+            "credits_enforcer_ledger_up", "1 if the ledger answers, 0 while decisions are made without it.",
+            registry=self.registry,
+        )  # fmt: skip
+        self.ledger_up.set(1)
+        self.pending = Gauge(
+            "credits_enforcer_pending_entries", "Refusals and exceptions that the ledger does not have yet.",
+            registry=self.registry,
+        )  # fmt: skip
+        self.registry.register(self)
+
+    def count(self, decision: str, code: str) -> None:
+        """One more decision."""
+        self._counts[decision, code] += 1
+        self._unsaved[decision, code] += 1
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            ADMISSIONS, "Admission decisions, by decision and code.", labels=("decision", "reason")
+        )
+        for labels, value in sorted(self._counts.items()):
+            family.add_metric(labels, value)
+        yield family
+
+    async def load(self, ledger: Ledger) -> None:
+        """Go on from where this enforcer stopped."""
+        client: Any = ledger.client
+        fields = await again(lambda: client.hgetall(keys.ADMISSIONS))
+        for field, value in fields.items():
+            instance, decision, code = text(field).split(keys.US)
+            if instance == self.instance:
+                self._counts[decision, code] += int(value)
+
+    async def save(self, ledger: Ledger) -> None:
+        """Add what was counted since the last time. A lost answer may lose or double one save."""
+        unsaved, self._unsaved = self._unsaved, Tally()
+        client: Any = ledger.client
+        for (decision, code), value in unsaved.items():
+            await client.hincrby(keys.ADMISSIONS, keys.US.join((self.instance, decision, code)), value)
+
+    async def serve(self, request: web.Request) -> web.Response:
+        """`/metrics`."""
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        body = await asyncio.to_thread(encode, self.registry)
+        return web.Response(body=body, headers={"Content-Type": content_type})

@@ -1,0 +1,55 @@
+"""The listener of the enforcer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Final
+
+from aiohttp import web
+
+from config.settings import EnforcerSettings
+from enforcer.tls import Certificates
+from ledger.errors import InvalidRequest
+
+_HEADER_MAX: Final = 16 * 1024
+
+
+@asynccontextmanager
+async def serving(app: web.Application, settings: EnforcerSettings) -> AsyncIterator[str]:
+    """Serves `app` where the settings say; gives its URL (with the port it got, where 0 was asked for).
+
+    Raises: InvalidRequest when the address cannot be listened on, or for certificates that cannot be used.
+    """
+    certificates = None if settings.tls is None else Certificates(settings.tls)
+    async with AsyncExitStack() as stack:
+        runner = web.AppRunner(
+            app, access_log=None, max_field_size=_HEADER_MAX, max_line_size=_HEADER_MAX, keepalive_timeout=75,
+            handle_signals=False,
+        )  # fmt: skip
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        context = None if certificates is None else certificates.context
+        site = web.TCPSite(
+            runner, settings.host or None, settings.port, ssl_context=context, backlog=1024,
+        )  # fmt: skip
+        try:
+            await site.start()
+        except OSError as error:
+            raise InvalidRequest(
+                f"enforcer.listen {settings.host}:{settings.port}: {error.strerror or error}"
+            ) from error
+        if certificates is not None:
+            follower = asyncio.create_task(certificates.follow())
+            stack.push_async_callback(_cancel, follower)
+        port = runner.addresses[0][1]
+        host = settings.host or "127.0.0.1"
+        shown = f"[{host}]" if ":" in host else host
+        yield f"{'http' if context is None else 'https'}://{shown}:{port}"
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

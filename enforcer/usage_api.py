@@ -1,0 +1,114 @@
+"""Usage and statements over HTTP: JSON, CSV for spreadsheets, HTML to print."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Final
+
+from aiohttp import web
+
+from enforcer.access import ADMIN, OWNER, VIEWER, Route, check_org, token_of
+from enforcer.bodies import answer, paging, time
+from enforcer.problems import Problem
+from ledger.statement import statement
+from ledger.statement_html import statement_html
+from ledger.store import Ledger
+from ledger.usage import UsageQuery, usage, whole_period
+
+_SEE: Final = (ADMIN, OWNER, VIEWER)
+_FILTERS: Final = ("cluster", "org", "project", "user", "kind")
+_USAGE: Final = (*_FILTERS, "from", "to", "group_by", "step", "timezone", "limit", "cursor")
+_PAGE: Final = 10_000
+_AT_ONCE: Final = 2
+
+
+class UsageApi:
+    """What was used. Reads go on beside admissions, a few at a time, so that none of them waits for long."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("GET", "/v1/usage", self.usage, _SEE),
+            Route("GET", "/v1/orgs/{org}/statement", self.statement, _SEE),
+        ]
+
+    async def usage(self, request: web.Request) -> web.Response:
+        """Sums of a period; a token of an org sees its own org only."""
+        asked = _parameters(request, _USAGE)
+        token = token_of(request)
+        org = asked.get("org") or token.org
+        if org is not None:
+            check_org(token, org)
+        limit, cursor = paging(request, _PAGE) if "limit" in asked else (_PAGE, asked.get("cursor"))
+        since, until = time("from", asked.get("from")), time("to", asked.get("to"))
+        whole = await whole_period(self._ledger) if since is None or until is None else (since, until)
+        names = asked.get("group_by", "org")
+        query = UsageQuery(
+            from_us=whole[0] if since is None else since,
+            to_us=whole[1] if until is None else until,
+            org=org,
+            cluster=asked.get("cluster"),
+            project=asked.get("project"),
+            user=asked.get("user"),
+            kind=asked.get("kind"),
+            group_by=tuple(dict.fromkeys(part.strip() for part in names.split(","))),
+            step=asked.get("step"),
+            timezone=asked.get("timezone", "UTC"),
+        )
+        async with self._turns:
+            report = await usage(self._ledger, query)
+        if _wants(request, "text/csv", "application/json") == "text/csv":
+            return _file("".join(report.csv()), "usage.csv")
+        return answer(report.shape(limit, cursor))
+
+    async def statement(self, request: web.Request) -> web.Response:
+        """What an org had, got and used in a month, such as `month=2026-11`."""
+        asked = _parameters(request, ("month", "timezone"))
+        if "month" not in asked:
+            raise Problem(422, "invalid", "month: expected one like 2026-11")
+        async with self._turns:
+            found = await statement(
+                self._ledger, request.match_info["org"], asked["month"], asked.get("timezone", "UTC")
+            )
+        kind = _wants(request, "text/csv", "text/html", "application/json")
+        if kind == "text/csv":
+            return _file("".join(found.csv()), f"statement-{found.month}.csv")
+        if kind == "text/html":
+            policy = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+            return web.Response(text=statement_html(found), content_type="text/html", headers=policy)
+        return answer(found.shape())
+
+
+def _parameters(request: web.Request, known: Iterable[str]) -> dict[str, str]:
+    """The query's parameters, empty ones left out. Raises: Problem 422 for one that is not known or said twice."""
+    names = list(known)
+    found: dict[str, str] = {}
+    for name, value in request.query.items():
+        if name not in names:
+            near = get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+            raise Problem(422, "invalid", f"{name[:80]!r} is no parameter of this; {hint}")
+        if name in found:
+            raise Problem(422, "invalid", f"{name}: said twice; expected once")
+        if value:
+            found[name] = value
+    return found
+
+
+def _wants(request: web.Request, *kinds: str) -> str:
+    """The media type that the caller asks for first; JSON where it has no wish."""
+    for part in request.headers.get("Accept", "").split(","):
+        kind = part.partition(";")[0].strip().lower()
+        if kind in kinds:
+            return kind
+    return "application/json"
+
+
+def _file(content: str, name: str) -> web.Response:
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return web.Response(text=content, content_type="text/csv", charset="utf-8", headers=headers)
