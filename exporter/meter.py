@@ -57,6 +57,8 @@ class OrgWork:
     new: list[Observation] = field(default_factory=list)
     moved: list[Run] = field(default_factory=list)
     origins: dict[RunKey, Origin] = field(default_factory=dict)
+    former: dict[RunKey, Run] = field(default_factory=dict)
+    """Earlier legs, in this very org, of runs that come back to it."""
     limits: dict[str, int] = field(default_factory=dict)
     settles: bool = True
 
@@ -76,11 +78,6 @@ class Meter:
         self._unpriced: set[RunKey] = set()
         self.unpriced = 0
         """How many runs were found without a rate so far, each counted once."""
-
-    @property
-    def current_round(self) -> int:
-        """The stamp that runs listed in the present round carry."""
-        return self._round
 
     def forget(self, org: str) -> None:
         """Drop what is remembered of an org's runs, before or after its state is read anew."""
@@ -224,13 +221,16 @@ class Meter:
             bills_app=observation.bills_app,
         )  # fmt: skip
         run = Run(state.name, record)
+        former = work.former.get(key)
+        if former is not None:
+            plan.ended[field_of(self.cluster, key, former.leg)] = former.encode()
+            plan.revived.add(former.field)
         if run.limit_us is None and observation.hold_id is not None:
             run.limit_us = work.limits.get(observation.hold_id)
         if run.limit_us is None:
             run.limit_us = work.limits.get(observation.id)
         run.points = ((since, origin.carry if origin else 0, 0, _units(observation)),)
         run.line = lines(row.kind, row.resource, row.app, observation.bills_app)
-        run.stamp = self._round
         if work.settles:
             plan.settled.append((observation.hold_id or "", f"{self.cluster}{keys.US}{observation.id}"))
         self._revise(plan, state, run, observation, mark, snapshot, lines)
@@ -247,6 +247,7 @@ class Meter:
     ) -> None:
         """Take over what a newer snapshot says of a run, and charge the difference."""
         taken = snapshot.taken_us
+        run.stamp = self._round
         until = run.charged_until(mark)
         if taken < until or (taken == until and run.observation is None and run.state == ENDED):
             return  # an older snapshot changes nothing that a newer one said
@@ -368,6 +369,7 @@ class Meter:
         run.until_us = max(until, taken)
         run.state = GONE
         self._close(plan, state, run)
+        del self._closed[state.name, run.key]  # should it come back, the ledger is asked who is charged by then
 
     def _close(self, plan: Plan, state: OrgState, run: Run) -> None:
         plan.ended[run.field] = run.encode()

@@ -249,23 +249,27 @@ class Rounds:
                 continue
             by_key = {key_of(observation): observation for observation in part.new}
             known = await charging.find_ended(org, cluster, list(by_key))
-            for key, run in known.items():
-                self.meter.know_closed(run, lines, await self.books.row(org, run.row))
-                part.changed.append((run, by_key.pop(key)))
             claims = await charging.find_claims(cluster, list(by_key))
-            fresh = {key: Claim(org) for key in by_key if key not in claims}
+            fresh: dict[RunKey, Claim] = {}
             moved: dict[RunKey, Claim] = {}
-            for key, claim in claims.items():
-                if claim.org == org:
-                    if claim.since_us:
-                        part.origins[key] = Origin(claim.since_us, claim.carry, claim.leg)
-                    continue
-                origin = await self._leave(work, claim, by_key[key], snapshot, lines)
-                if origin is None:
-                    del by_key[key]  # it stays with the org that was charged for it
-                else:
+            for key in list(by_key):
+                claim, former = claims.get(key), known.get(key)
+                if claim is not None and claim.org != org:
+                    origin = await self._leave(work, claim, by_key[key], snapshot, lines)
+                    if origin is None:
+                        del by_key[key]  # it stays with the org that was charged for it
+                        continue
                     part.origins[key] = origin
                     moved[key] = Claim(org, origin.at, origin.carry, origin.leg)
+                    if former is not None:
+                        part.former[key] = former
+                elif former is not None:
+                    self.meter.know_closed(former, lines, await self.books.row(org, former.row))
+                    part.changed.append((former, by_key.pop(key)))
+                elif claim is None:
+                    fresh[key] = Claim(org)
+                elif claim.since_us:
+                    part.origins[key] = Origin(claim.since_us, claim.carry, claim.leg)
             part.new = list(by_key.values())
             await charging.claim(cluster, fresh)
             if moved:
@@ -296,7 +300,6 @@ class Rounds:
         if observation.ended_us is not None:
             stays = msgspec.structs.replace(observation, org=claim.org)
             work.setdefault(claim.org, OrgWork()).changed.append((run, stays))
-            run.stamp = self.meter.current_round
             return None
         until = run.charged_until(state.marks.get(source))
         at = max(until, taken) if open_here else until
