@@ -151,7 +151,7 @@ async def test_a_run_that_overlaps_the_one_before_is_not_charged_for_the_same_ti
         clock[0] = T0 + 2 * HOUR
         corrected = replace(first, started_us=T0 + 30 * MINUTE)
         await bench_.take(Snapshot("test", "default", T0 + 2 * HOUR, [corrected]))
-        assert (await _rows(bench_))["acme", "x", "p"] == [2 * NANO // 1000, 0]
+        assert (await _rows(bench_))["acme", "x", "p"] == [2 * (NANO // 1000), 0]
         await _clean(bench_)
 
 
