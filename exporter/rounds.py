@@ -73,6 +73,18 @@ class Books:
             return await self.reload(org)
         return state
 
+    async def confirm(self) -> None:
+        """Read the orgs anew that the ledger does not have as they are in memory.
+
+        A server that lost the tail of its log took commits back, and an org with nothing to commit would never
+        learn of it from a refused one.
+        """
+        tokens = await self.ledger.charging.tokens(list(self.states))
+        for org in [org for org, token in tokens.items() if token != self.states[org].token]:
+            async with self.lock(org):  # another source's commit may be under way, so look again
+                if (await self.ledger.charging.tokens([org]))[org] != self.states[org].token:
+                    await self.reload(org)
+
     async def reload(self, org: str) -> OrgState:
         """Read an org's state from the ledger."""
         state = await self.ledger.charging.load(org)
@@ -159,6 +171,7 @@ class Rounds:
         report = RoundReport(meter.source, snapshot.taken_us, len(snapshot.workloads))
         lines = await books.fix_rates(meter.cluster, snapshot.taken_us)
         await books.load_all()
+        await books.confirm()
         for org in {observation.org for observation in snapshot.workloads} - books.states.keys():
             await self.ledger.charging.note_org(org)
             await books.have(org)
@@ -173,10 +186,18 @@ class Rounds:
         except LedgerUnavailable:
             books.doubt(orgs)
             raise
-        if not report.failed and (since is None or snapshot.taken_us > since):
+        is_newer = since is None or snapshot.taken_us > since
+        if is_newer and not report.failed and await self._still_committed():
             await self.ledger.charging.set_source_mark(meter.source, snapshot.taken_us)
         await self._count(snapshot)
         return report
+
+    async def _still_committed(self) -> bool:
+        """Whether the ledger still has what was committed: if not, workloads that ended since are asked for again."""
+        source = self.meter.source
+        marks = {org: state.marks[source] for org, state in self.books.states.items() if source in state.marks}
+        present = await self.ledger.charging.org_marks(source, list(marks))
+        return all(present[org] >= mark for org, mark in marks.items())
 
     def _has_part(self, state: OrgState) -> bool:
         source = self.meter.source

@@ -100,6 +100,16 @@ class Charging:
                 total.refunded_us += amounts.refunded_us
         return True
 
+    async def tokens(self, orgs: Sequence[str]) -> dict[str, str]:
+        """The token of the last commit of each org, '' where there is none."""
+        found = await self._of_orgs(orgs, "commit")
+        return {org: text(token) for org, token in zip(orgs, found, strict=True)}
+
+    async def org_marks(self, source: str, orgs: Sequence[str]) -> dict[str, int]:
+        """Up to when each org is charged for what goes on in a source, 0 where it never was."""
+        found = await self._of_orgs(orgs, f"mark:{source}")
+        return {org: int(mark or 0) for org, mark in zip(orgs, found, strict=True)}
+
     async def find_ended(self, org: str, cluster: str, wanted: Sequence[RunKey]) -> dict[RunKey, Run]:
         """The runs among `wanted` that this org was charged for and that do not go on."""
         fields = [field_of(cluster, key) for key in wanted]
@@ -176,6 +186,19 @@ class Charging:
             source, _, reason = text(name).partition(keys.US)
             counts[source, reason] = int(count)
         return counts
+
+    async def _of_orgs(self, orgs: Sequence[str], field: str) -> list[bytes | None]:
+        async def read(part: Sequence[str]) -> list[bytes | None]:
+            async with self._client.pipeline(transaction=False) as pipe:
+                for org in part:
+                    pipe.hget(keys.of_org(org).org, field)
+                found: list[bytes | None] = await pipe.execute()
+                return found
+
+        result: list[bytes | None] = []
+        for start in range(0, len(orgs), BATCH):
+            result += await again(partial(read, orgs[start : start + BATCH]))
+        return result
 
     async def _many(self, name: str, fields: Sequence[str]) -> list[bytes | None]:
         found: list[bytes | None] = []

@@ -134,9 +134,13 @@ class ServerProcess:
     def cut_tail(self, n: int) -> None:
         """Takes the last `n` bytes off the append-only file, as a power loss would. The server must be down."""
         assert self._process is None or not self._process.alive()
-        newest = max((self.directory / "appendonlydir").glob("*.incr.aof"), key=lambda p: int(p.name.split(".")[-3]))
+        newest = newest_log(self.directory)
         with newest.open("r+b") as f:
             f.truncate(max(0, newest.stat().st_size - n))
+
+    def log_size(self) -> int:
+        """Bytes in the append-only file by now."""
+        return newest_log(self.directory).stat().st_size
 
     def answers(self) -> bool:
         return ask(str(self.socket)) == "up"
@@ -144,6 +148,11 @@ class ServerProcess:
     def _end(self, how: signal.Signals) -> None:
         if self._process is not None:
             self._process.end(how)
+
+
+def newest_log(directory: Path) -> Path:
+    """The append-only file that the server of a directory writes to."""
+    return max((directory / "appendonlydir").glob("*.incr.aof"), key=lambda p: int(p.name.split(".")[-3]))
 
 
 async def form_cluster(nodes: list[ServerProcess]) -> None:
