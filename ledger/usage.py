@@ -188,6 +188,14 @@ class UsageReport:
         return shape | _amounts(row.sums)
 
 
+async def whole_period(ledger: Ledger) -> tuple[int, int]:
+    """[since, until) of all that was ever charged, in full hours."""
+    since = ledger.epoch_us - ledger.epoch_us % HOUR_US
+    # Snapshots may bring a clock that is ahead of ours.
+    latest = max([ledger.clock(), *(await ledger.charging.source_marks()).values()])
+    return since, max(latest + -latest % HOUR_US, since + HOUR_US)
+
+
 async def usage(ledger: Ledger, query: UsageQuery) -> UsageReport:
     """What was used. Raises: InvalidRequest, UnknownOrg, LedgerUnavailable."""
     query.check()

@@ -27,7 +27,7 @@ Sums = list[int]
 Lines = Callable[[str, str, str, str, bool], RateLine]
 """(cluster, kind, resource, app, bills_app) -> the rates over time."""
 _COLUMNS: Final = {b"t": US, b"r": REFUNDED_MICRO, b"u": REFUNDED_US}
-_FIELDS_AT_ONCE: Final = 400_000
+_FIELDS_AT_ONCE: Final = 100_000
 _KEYS_AT_ONCE: Final = 500
 _SCAN: Final = 2000
 

@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.clock import format_time, parse_time, to_us
 from ledger.errors import InvalidRequest, UnknownOrg
+from ledger.model import Observation
 from ledger.money import parse_credits
 from ledger.rollups import roll_up
 from ledger.usage import GROUPS, UsageQuery, UsageReport, usage
@@ -35,15 +37,18 @@ async def history(lab: UsageLab, data: st.DataObject, *, corrections: bool = Fal
         shot = snapshot(lives_, t, 3 * SPAN)
         if corrections and data.draw(st.booleans()):
             # Seen as still running, though it ended: the next snapshot takes that back.
-            late = [job(w.id, w.started_us or 0, org=w.org, project=w.project, user=w.user, preset=w.resource, app=w.app)
-                    for w in shot.workloads]  # fmt: skip
-            shot = replace(shot, workloads=late)
+            shot = replace(shot, workloads=[replace_end(w) for w in shot.workloads])
         await lab.take(t, shot.workloads)
         prices.put(lab.clock[0], data.draw(price_lists), data.draw(app_lists))
         await lab.ledger.rates.publish(prices.plan("default"))
     end = T0 + SPAN
     await lab.take(end, snapshot(lives_, end, 3 * SPAN).workloads)
     return lives_, prices, end
+
+
+def replace_end(listed: Observation) -> Observation:
+    """As if it still ran and was never suspended."""
+    return msgspec.structs.replace(listed, ended_us=None, suspended=())
 
 
 def amounts(report: UsageReport) -> list[int]:

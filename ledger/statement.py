@@ -1,0 +1,233 @@
+"""A month of an org on one page: what it had, got, used and has left, adding up to the micro-credit.
+
+Charges count when the work ran, grants when they came into force, what was left of them when they expired, and
+corrections when they were made; what is yet to come does not count. So a statement changes while charges of its month
+still come in late.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from ledger import csv_text, keys
+from ledger.accounts import GrantRecord
+from ledger.clock import format_time, parse_time
+from ledger.connect import again
+from ledger.errors import InvalidRequest, UnknownOrg
+from ledger.lua import text
+from ledger.money import HOUR_US, format_hours, format_micro, parse_credits
+from ledger.steps import check_zone, step_bounds
+from ledger.store import Ledger
+from ledger.usage import UsageQuery, UsageReport, usage
+
+_MONTH: Final = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
+_GROUPS: Final = ("project", "kind", "resource", "app")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Credits that came or went at an instant; `what`: grant, correction or expired."""
+
+    what: str
+    at_us: int
+    micro: int
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a project used of a preset, an app or a storage class."""
+
+    project: str
+    kind: str
+    resource: str
+    app: str
+    micro: int
+    us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """closing = opening + granted + corrections - expired - charged, always.
+
+    `charged_until_us`: instant of the last snapshot that was charged, None before the first.
+    """
+
+    org: str
+    month: str
+    timezone: str
+    from_us: int
+    to_us: int
+    opening_micro: int
+    closing_micro: int
+    entries: tuple[Entry, ...]
+    charges: tuple[Charge, ...]
+    charged_until_us: int | None
+
+    def sum_of(self, what: str) -> int:
+        """Micro-credits of all entries of one sort."""
+        return sum(entry.micro for entry in self.entries if entry.what == what)
+
+    @property
+    def charged_micro(self) -> int:
+        return sum(charge.micro for charge in self.charges)
+
+    def shape(self) -> dict[str, Any]:
+        """As `--json` and HTTP give it."""
+        return {
+            "org": self.org,
+            "month": self.month,
+            "timezone": self.timezone,
+            "from": format_time(self.from_us),
+            "to": format_time(self.to_us),
+            "opening": format_micro(self.opening_micro),
+            "granted": format_micro(self.sum_of("grant")),
+            "corrections": format_micro(self.sum_of("correction")),
+            "expired": format_micro(self.sum_of("expired")),
+            "charged": format_micro(self.charged_micro),
+            "closing": format_micro(self.closing_micro),
+            "entries": [
+                {
+                    "type": entry.what,
+                    "at": format_time(entry.at_us),
+                    "credits": format_micro(entry.micro),
+                    "source": entry.source,
+                    "reason": entry.reason or None,
+                }
+                for entry in self.entries
+            ],
+            "charges": [
+                {
+                    "project": charge.project or None,
+                    "kind": charge.kind,
+                    "resource": charge.resource,
+                    "app": charge.app or None,
+                    "credits": format_micro(charge.micro),
+                    "hours": format_hours(charge.us),
+                }
+                for charge in self.charges
+            ],
+            "charged_until": None if self.charged_until_us is None else format_time(self.charged_until_us),
+        }
+
+    def csv(self) -> Iterator[str]:
+        """Lines of CSV: the credits of all lines but the last add up to the last one's."""
+        columns = ["entry", "at", "project", "kind", "resource", "app", "hours", "source", "reason", "credits"]
+        rows: list[Mapping[str, Any]] = [
+            {"entry": "opening balance", "at": format_time(self.from_us), "credits": format_micro(self.opening_micro)}
+        ]
+        rows += [
+            {
+                "entry": entry.what,
+                "at": format_time(entry.at_us),
+                "source": entry.source,
+                "reason": entry.reason,
+                "credits": format_micro(-entry.micro if entry.what == "expired" else entry.micro),
+            }
+            for entry in self.entries
+        ]
+        rows += [
+            {
+                "entry": "charge",
+                "project": charge.project,
+                "kind": charge.kind,
+                "resource": charge.resource,
+                "app": charge.app,
+                "hours": format_hours(charge.us),
+                "credits": format_micro(-charge.micro),
+            }
+            for charge in self.charges
+        ]
+        rows.append(
+            {"entry": "closing balance", "at": format_time(self.to_us), "credits": format_micro(self.closing_micro)}
+        )
+        return csv_text.lines(columns, rows)
+
+
+async def statement(ledger: Ledger, org: str, month: str, timezone: str = "UTC") -> Statement:
+    """The statement of a month like `2026-11`, by the clocks of a time zone.
+
+    Raises: InvalidRequest, UnknownOrg, LedgerUnavailable.
+    """
+    since, until = month_bounds(month, timezone)
+    if org not in await ledger.accounts.orgs():
+        raise UnknownOrg(f"no org {org!r}; `credits grant {org} CREDITS` creates it")
+    entries, charged_until = await _entries(ledger, org)
+    used = await usage(ledger, UsageQuery(from_us=since, to_us=until, org=org, group_by=_GROUPS))
+    since, until = used.from_us, used.to_us  # where hours are not kept any more, the days that are
+    before = await _charged_before(ledger, org, since)
+    within = tuple(entry for entry in entries if since <= entry.at_us < until)
+    opening = sum(_signed(entry) for entry in entries if entry.at_us < since) - before
+    found = Statement(
+        org=org,
+        month=month,
+        timezone=timezone,
+        from_us=since,
+        to_us=until,
+        opening_micro=opening,
+        closing_micro=opening + sum(map(_signed, within)) - used.total_micro,
+        entries=within,
+        charges=tuple(_charges(used)),
+        charged_until_us=charged_until,
+    )
+    assert found.closing_micro == (
+        found.opening_micro
+        + found.sum_of("grant")
+        + found.sum_of("correction")
+        - found.sum_of("expired")
+        - found.charged_micro
+    )
+    return found
+
+
+def month_bounds(month: str, timezone: str) -> tuple[int, int]:
+    """[start, end) of a month like `2026-11` in a time zone. Raises: InvalidRequest."""
+    if _MONTH.fullmatch(month) is None or not "1971" <= month[:4] <= "9998":
+        raise InvalidRequest(f"month {month[:40]!r}: expected one like 2026-11")
+    # Noon of its second day (UTC) is in the month everywhere.
+    return step_bounds("month", check_zone(timezone), parse_time(f"{month}-02T12:00:00Z"))
+
+
+async def _charged_before(ledger: Ledger, org: str, us: int) -> int:
+    first = ledger.epoch_us - ledger.epoch_us % HOUR_US
+    if us <= first:
+        return 0
+    return (await usage(ledger, UsageQuery(from_us=first, to_us=us, org=org, group_by=()))).total_micro
+
+
+async def _entries(ledger: Ledger, org: str) -> tuple[list[Entry], int | None]:
+    """(all that came and went but charges, by time; instant of the last snapshot that was charged)."""
+    client: Any = ledger.client
+    names = keys.of_org(org)
+    purse = {text(k): v for k, v in (await again(partial(client.hgetall, names.purse))).items()}
+    entries = []
+    for record in await ledger.accounts.grants(org):
+        micro = parse_credits(record.credits)
+        what = "correction" if is_correction(record) else "grant"
+        entries.append(Entry(what, parse_time(record.effective_at), micro, record.source, record.reason))
+        if record.expires_at is not None and record.key in purse:
+            # What is left after the end is never spent any more, but by late charges of the time before it.
+            left = int(purse[record.key].split(b"|")[2])
+            entries.append(Entry("expired", parse_time(record.expires_at), left, record.source, record.reason))
+    entries = [entry for entry in entries if entry.at_us <= ledger.clock()]  # what is yet to come is no balance
+    marks = await ledger.charging.source_marks()
+    return sorted(entries, key=lambda entry: (entry.at_us, entry.what)), max(marks.values(), default=None)
+
+
+def is_correction(record: GrantRecord) -> bool:
+    """Whether a grant gives back what was charged and then taken back; nobody asked for it, so it has no digest."""
+    return not record.digest
+
+
+def _signed(entry: Entry) -> int:
+    return -entry.micro if entry.what == "expired" else entry.micro
+
+
+def _charges(report: UsageReport) -> Iterator[Charge]:
+    for row in report.rows:
+        yield Charge(**row.names, micro=row.micro, us=row.us)
