@@ -29,6 +29,7 @@ from exporter.schedule import Schedule
 from exporter.server import Answers, application, listening
 from exporter.source_rounds import RatesOfPlatform, SourceRounds
 from exporter.sources.base import Source
+from exporter.verification import Verification
 from exporter.view import View
 from ledger.clock import Clock, now_us
 from ledger.errors import CreditsError
@@ -102,10 +103,12 @@ async def exporting(settings: Settings, clock: Clock | None = None) -> AsyncIter
         rates = metering.rates
         reloads: set[asyncio.Task[bool]] = set()
         stack.callback(lambda: [task.cancel() for task in reloads])
-        answers = _answers(metering, reloader, clock or now_us)
+        verification = Verification(settings.redis.url, settings.data_dir)
+        answers = _answers(metering, reloader, verification, clock or now_us)
         remedy = f"set exporter.listen in {settings.path} to a free address of this machine"
         port = await stack.enter_async_context(listening(application(answers), settings.exporter.listen, remedy))
         await stack.enter_async_context(_task(reloader.run()))
+        await stack.enter_async_context(_task(verification.run()))
         schedule = Schedule(metering.jobs, settings.metering.interval_seconds)
         schedule.start()
         stack.push_async_callback(schedule.stop)
@@ -170,7 +173,9 @@ def _hold_us(settings: Settings, source: Source) -> int:
     return 0 if admission.mode_of(source.cluster) == "off" else round(admission.hold_minutes * 60_000_000)
 
 
-def _answers(metering: _Metering, reloader: Reloader[dict[str, RatePlan]], clock: Clock) -> Answers:
+def _answers(
+    metering: _Metering, reloader: Reloader[dict[str, RatePlan]], verification: Verification, clock: Clock
+) -> Answers:
     health = metering.view.sources
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -179,6 +184,7 @@ def _answers(metering: _Metering, reloader: Reloader[dict[str, RatePlan]], clock
             health,
             metering.view.ledger,
             lambda: (reloader.last_reload_successful, reloader.last_success_us),
+            verification,
             clock,
         )
     )

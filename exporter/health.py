@@ -16,7 +16,7 @@ class SourceHealth:
     name: str
     cluster: str
     tried: bool = False
-    """Whether a round of it ended, well or not, since this process started."""
+    """Whether a round of it ended, well or not, since this process started, and what it did is shown."""
     up: bool = False
     """Whether it gave a usable snapshot when it was last asked."""
     snapshot_us: int | None = None

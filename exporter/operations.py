@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from exporter import metric_names as m
 from exporter.health import LedgerHealth, SourceHealth
+from exporter.verification import Verification
 from ledger.clock import Clock, now_us
 
 ReloadState = Callable[[], tuple[bool, int]]
@@ -16,14 +17,20 @@ ReloadState = Callable[[], tuple[bool, int]]
 
 
 class Operations(Collector):
-    """Sources, rounds, the ledger's connection and the configuration."""
+    """Sources, rounds, the ledger's connection and its last check, and the configuration."""
 
     def __init__(
-        self, sources: Sequence[SourceHealth], ledger: LedgerHealth, reloads: ReloadState, clock: Clock = now_us
+        self,
+        sources: Sequence[SourceHealth],
+        ledger: LedgerHealth,
+        reloads: ReloadState,
+        verification: Verification,
+        clock: Clock = now_us,
     ) -> None:
         self._sources = sources
         self._ledger = ledger
         self._reloads = reloads
+        self._verification = verification
         self._clock = clock
 
     def describe(self) -> Iterable[Metric]:
@@ -45,6 +52,10 @@ class Operations(Collector):
         yield _gauge(m.METER_LAG, lags)
         yield _gauge(m.ROUND_DURATION, ((s, s.round_seconds) for s in self._sources if s.round_seconds is not None))
         yield GaugeMetricFamily(m.LEDGER_UP.name, m.LEDGER_UP.help, value=int(self._ledger.up))
+        checked = self._verification
+        if checked.drift_micro is not None and checked.checked_us is not None:
+            yield GaugeMetricFamily(m.LEDGER_DRIFT.name, m.LEDGER_DRIFT.help, value=checked.drift_micro / 1e6)
+            yield GaugeMetricFamily(m.LEDGER_VERIFIED.name, m.LEDGER_VERIFIED.help, value=checked.checked_us / 1e6)
         good, since_us = self._reloads()
         yield GaugeMetricFamily(m.RELOAD_OK.name, m.RELOAD_OK.help, value=int(good))
         yield GaugeMetricFamily(m.RELOAD_TIME.name, m.RELOAD_TIME.help, value=since_us / 1e6)

@@ -60,6 +60,8 @@ class SourceRounds:
         try:
             await self._try()
             await self._after()
+            # Only now: what is shown of the ledger is from after the round.
+            self.health.tried = True
         except asyncio.CancelledError:
             if not self._given_up:
                 raise
@@ -105,7 +107,6 @@ class SourceRounds:
             raise
         finally:
             self._committing = False
-            health.tried = True
             health.round_seconds = time.monotonic() - began
 
     def overdue(self) -> None:

@@ -37,7 +37,7 @@ async def verify(ledger: Ledger, org: str | None = None, progress: Progress | No
     """
     orgs = [org] if org is not None else await ledger.accounts.orgs()
     checked: dict[str, int] = defaultdict(int)
-    differences: list[dict[str, str]] = []
+    differences: list[dict[str, str | None]] = []
     for number, name in enumerate(orgs):
         await _Org(ledger, name, checked, differences).check()
         if progress:
@@ -47,7 +47,9 @@ async def verify(ledger: Ledger, org: str | None = None, progress: Progress | No
 
 
 class _Org:
-    def __init__(self, ledger: Ledger, org: str, checked: dict[str, int], differences: list[dict[str, str]]) -> None:
+    def __init__(
+        self, ledger: Ledger, org: str, checked: dict[str, int], differences: list[dict[str, str | None]]
+    ) -> None:
         self._ledger = ledger
         self._org = org
         self._keys = keys.of_org(org)
@@ -208,10 +210,14 @@ class _Org:
 
     def _same(self, what: str, have: int, other: str, expected: int) -> None:
         if have != expected:
-            unit = str if "_us" in what or what.endswith(" us") else format_micro
+            is_time = "_us" in what or what.endswith(" us")
+            unit = str if is_time else format_micro
             self._differ(
-                what, f"{unit(have)}, but {other} add up to {unit(expected)} (difference {unit(have - expected)})"
+                what,
+                f"{unit(have)}, but {other} add up to {unit(expected)} (difference {unit(have - expected)})",
+                None if is_time else format_micro(have - expected),
             )
 
-    def _differ(self, what: str, message: str) -> None:
-        self._differences.append({"org": self._org, "what": what, "difference": message})
+    def _differ(self, what: str, message: str, amount: str | None = None) -> None:
+        """`amount`: credits by which two figures differ, None where it is not about credits."""
+        self._differences.append({"org": self._org, "what": what, "difference": message, "credits": amount})
