@@ -6,17 +6,14 @@ on share the mark "charged up to". Only runs that are new, changed or gone are w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from itertools import pairwise
-
+from exporter.matching import Lines, Matcher, OrgWork, units_of
+from exporter.set_aside import set_aside
+from exporter.slots import slots
 from ledger import keys
-from ledger.budgets import Budget
 from ledger.model import Interval, Observation, Snapshot
-from ledger.money import COST_DENOMINATOR, HOUR_US, UNIT
-from ledger.org_state import Live, OrgState, Row
-from ledger.plan import Correction, Plan, Slot
-from ledger.rates_history import RateLine
+from ledger.money import COST_DENOMINATOR
+from ledger.org_state import OrgState, Row
+from ledger.plan import Correction, Plan
 from ledger.runs import (
     ENDED,
     GONE,
@@ -36,31 +33,6 @@ from ledger.runs import (
 )
 
 D = COST_DENOMINATOR
-Lines = Callable[[str, str, str, bool], RateLine]
-"""(kind, resource, app, bills_app) -> the rates over time, of the source's cluster."""
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a run begins to be billed here when it was billed elsewhere before: another org, until `at`."""
-
-    at: int
-    carry: int
-    leg: int
-
-
-@dataclass(slots=True)
-class OrgWork:
-    """What one snapshot says of one org that is not simply 'goes on as before'."""
-
-    changed: list[tuple[Run, Observation]] = field(default_factory=list)
-    new: list[Observation] = field(default_factory=list)
-    moved: list[Run] = field(default_factory=list)
-    origins: dict[RunKey, Origin] = field(default_factory=dict)
-    former: dict[RunKey, Run] = field(default_factory=dict)
-    """Earlier legs, in this very org, of runs that come back to it."""
-    limits: dict[str, int] = field(default_factory=dict)
-    settles: bool = True
 
 
 class Meter:
@@ -72,85 +44,10 @@ class Meter:
         self.cluster = cluster
         self.epoch_us = epoch_us
         self.hold_us = hold_us
-        self._round = 0
-        self._by_object: dict[int, Run] = {}
-        self._closed: dict[tuple[str, RunKey], Run] = {}
+        self.matcher = Matcher(source, cluster, epoch_us)
         self._unpriced: set[RunKey] = set()
         self.unpriced = 0
         """How many runs were found without a rate so far, each counted once."""
-
-    def forget(self, org: str) -> None:
-        """Drop what is remembered of an org's runs, before or after its state is read anew."""
-        self._by_object = {k: run for k, run in self._by_object.items() if run.org != org}
-        self._closed = {k: run for k, run in self._closed.items() if k[0] != org}
-
-    def forget_closed(self) -> None:
-        """Drop what is remembered of runs that are over: their rate lines are out of date."""
-        self._closed.clear()
-
-    def know_closed(self, run: Run, lines: Lines, row: Row) -> None:
-        """Remember a run that is over, so that being listed again costs nothing."""
-        run.line = lines(row.kind, row.resource, row.app, run.bills_app)
-        self._closed[run.org, run.key] = run
-
-    def sort(self, snapshot: Snapshot, states: dict[str, OrgState], only: str | None = None) -> dict[str, OrgWork]:
-        """What of a snapshot is new or changed, by org; runs that go on are stamped as listed.
-
-        `new` observations are of runs this meter does not know: the ledger may (see `know_closed`).
-        """
-        if only is None:
-            self._round += 1
-        stamp = self._round
-        by_object = self._by_object
-        work: dict[str, OrgWork] = {}
-        for observation in snapshot.workloads:
-            run = by_object.get(id(observation))
-            if run is not None:
-                run.stamp = stamp
-                continue
-            org = observation.org
-            if only is not None and org != only:
-                continue
-            key = key_of(observation)
-            state = states.get(org)
-            run = state.runs.get(self.source, {}).get(key) if state else None
-            if run is None:
-                run = self._closed.get((org, key))
-            if run is None and state is not None:
-                run = self._adopt(state, key)
-            if run is None:
-                if not self._never_billable(observation):
-                    work.setdefault(org, OrgWork()).new.append(observation)
-                continue
-            run.stamp = stamp
-            if state is not None and _same_facts(run, observation, state.rows[run.row]):
-                self._watch(run, observation)
-            else:
-                work.setdefault(org, OrgWork()).changed.append((run, observation))
-        if only is None:
-            self._closed = {k: run for k, run in self._closed.items() if run.stamp == stamp}
-            if len(by_object) > 2 * len(snapshot.workloads) + 1000:
-                self._by_object = {k: run for k, run in by_object.items() if run.stamp == stamp}
-        return work
-
-    def _never_billable(self, observation: Observation) -> bool:
-        """Not started yet, of no length, or over before the ledger's epoch."""
-        started, ended = observation.started_us, observation.ended_us
-        if started is None:
-            return observation.kind != "storage"
-        return ended is not None and (ended <= started or ended <= self.epoch_us)
-
-    def _adopt(self, state: OrgState, key: RunKey) -> Run | None:
-        """Take over a run from another source of the same cluster, which may be this one's former name."""
-        for source, runs in state.runs.items():
-            run = runs.get(key)
-            if run is not None and run.cluster == self.cluster:
-                run.until_us = run.charged_until(state.marks.get(source))
-                run.state = PAUSED
-                del runs[key]
-                state.latest.get(source, {}).pop(key[:2], None)
-                return run
-        return None
 
     def partial(self, state: OrgState, work: OrgWork, snapshot: Snapshot, lines: Lines) -> Plan:
         """Take up what is new and changed, and leave the runs that go on for `plan`."""
@@ -161,7 +58,7 @@ class Meter:
     def _take_up(self, plan: Plan, state: OrgState, work: OrgWork, snapshot: Snapshot, lines: Lines) -> None:
         mark = state.marks.get(self.source)
         for run in work.moved:
-            run.stamp = self._round
+            run.stamp = self.matcher.round
             self._move_out(plan, state, run, mark, snapshot.taken_us)
         for run, observation in work.changed:
             self._revise(plan, state, run, observation, mark, snapshot, lines)
@@ -181,7 +78,8 @@ class Meter:
         self._advance(plan, state, runs, mark, snapshot)
         if mark != taken and (runs or plan.tally or plan.changes):
             plan.taken_us = taken
-        self._set_aside(plan, state, runs, taken)
+        for run in set_aside(plan, state, taken, self.hold_us):
+            self._note_unpriced(run)
         return plan
 
     # -- one run ---------------------------------------------------------------------------------------
@@ -229,7 +127,7 @@ class Meter:
             run.limit_us = work.limits.get(observation.hold_id)
         if run.limit_us is None:
             run.limit_us = work.limits.get(observation.id)
-        run.points = ((since, origin.carry if origin else 0, 0, _units(observation)),)
+        run.points = ((since, origin.carry if origin else 0, 0, units_of(observation)),)
         run.line = lines(row.kind, row.resource, row.app, observation.bills_app)
         if work.settles:
             plan.settled.append((observation.hold_id or "", f"{self.cluster}{keys.US}{observation.id}"))
@@ -247,7 +145,7 @@ class Meter:
     ) -> None:
         """Take over what a newer snapshot says of a run, and charge the difference."""
         taken = snapshot.taken_us
-        run.stamp = self._round
+        run.stamp = self.matcher.round
         until = run.charged_until(mark)
         if taken < until or (taken == until and run.observation is None and run.state == ENDED):
             return  # an older snapshot changes nothing that a newer one said
@@ -255,7 +153,7 @@ class Meter:
         ended, suspended = self._facts(run, observation, until, taken)
         if ended == run.ended_us and run.state == ENDED and suspended == run.suspended:
             run.until_us = until
-            self._watch(run, observation)
+            self.matcher.watch(run, observation)
             return
         self._charge(plan, state, run, until, taken, ended, suspended)
         run.ended_us, run.suspended, run.until_us, run.source = ended, suspended, taken, self.source
@@ -266,13 +164,13 @@ class Meter:
         if not over:
             self._reattribute(plan, state, run, observation, taken, lines)
         run.state = ENDED if over else GONE if late else OPEN
-        self._watch(run, observation)
+        self.matcher.watch(run, observation)
         if run.state == OPEN:
             state.runs.setdefault(self.source, {})[run.key] = run
             state.latest.setdefault(self.source, {})[run.key[:2]] = run
             plan.runs[run.field] = run.encode()
             plan.gone.discard(run.field)
-            self._closed.pop((state.name, run.key), None)
+            self.matcher.closed.pop((state.name, run.key), None)
             if not was_kept:
                 plan.revived.add(run.field)
             run.settle_anchor(taken)
@@ -334,7 +232,7 @@ class Meter:
         row = Row(
             self.cluster, observation.project, observation.user, observation.kind, observation.resource, observation.app
         )
-        units = _units(observation)
+        units = units_of(observation)
         number = state.row_numbers.get(row)
         same_row = number == run.row and observation.bills_app == run.bills_app
         if same_row and units == run.points[-1][3]:
@@ -369,7 +267,7 @@ class Meter:
         run.until_us = max(until, taken)
         run.state = GONE
         self._close(plan, state, run)
-        del self._closed[state.name, run.key]  # should it come back, the ledger is asked who is charged by then
+        del self.matcher.closed[state.name, run.key]  # should it come back, the ledger is asked who is charged by then
 
     def _close(self, plan: Plan, state: OrgState, run: Run) -> None:
         plan.ended[run.field] = run.encode()
@@ -380,26 +278,14 @@ class Meter:
         latest = state.latest.get(self.source, {})
         if latest.get(run.key[:2]) is run:
             del latest[run.key[:2]]
-        self._closed[state.name, run.key] = run
+        self.matcher.closed[state.name, run.key] = run
         if run.state == GONE:
-            self._unwatch(run)
+            self.matcher.unwatch(run)
 
     def _note_unpriced(self, run: Run) -> None:
         if run.key not in self._unpriced:
             self._unpriced.add(run.key)
             self.unpriced += 1
-
-    def _unwatch(self, run: Run) -> None:
-        # Listed again, even just as before, it is to be looked at: it does not follow the mark any more.
-        if run.observation is not None:
-            self._by_object.pop(id(run.observation), None)
-            run.observation = None
-
-    def _watch(self, run: Run, observation: Observation) -> None:
-        if run.observation is not None:
-            self._by_object.pop(id(run.observation), None)
-        run.observation = observation
-        self._by_object[id(observation)] = run
 
     def _row(self, plan: Plan, state: OrgState, row: Row) -> int:
         known = row in state.row_numbers
@@ -414,7 +300,7 @@ class Meter:
         self, plan: Plan, state: OrgState, runs: dict[RunKey, Run], mark: int | None, snapshot: Snapshot
     ) -> None:
         taken = snapshot.taken_us
-        stamp = self._round
+        stamp = self.matcher.round
         missing = [run for run in runs.values() if run.stamp != stamp]
         for run in missing:
             if run.state == PAUSED and not snapshot.complete:
@@ -425,7 +311,7 @@ class Meter:
                 self._close(plan, state, run)
             else:
                 run.state = PAUSED
-                self._unwatch(run)
+                self.matcher.unwatch(run)
                 plan.runs[run.field] = run.encode()
         if mark is None or mark >= taken:
             return
@@ -457,89 +343,6 @@ class Meter:
                     billed[run.row] = billed.get(run.row, 0) + 1
             for row, count in billed.items():
                 plan.add(slot, row, micro.get(row, 0), count * (until - slot[0]))
-
-    def _set_aside(self, plan: Plan, state: OrgState, runs: dict[RunKey, Run], taken: int) -> None:
-        """Sums per row of what runs now, and what it is to have set aside per tier."""
-        window = self.hold_us
-        sums: dict[int, list[int]] = {}
-        for run in runs.values():
-            if run.state != OPEN:
-                continue
-            entry = sums.get(run.row)
-            if entry is None:
-                entry = sums[run.row] = [0, 0, 0, 0]
-            if not run.per_us and run.is_billed and run.line.at(taken) is None:
-                self._note_unpriced(run)
-            entry[0] += run.per_us
-            entry[1] += 1
-            if run.kind == "storage":
-                entry[2] += run.points[-1][3]
-            elif run.limit_us is not None:
-                rest = (run.started_us or 0) + run.limit_us - taken
-                if rest < window:
-                    entry[3] += run.per_us * (window - max(rest, 0))
-        state.live[self.source] = {row: Live(e[0], e[1], e[2]) for row, e in sums.items()}
-        running: dict[str, int] = {}
-        for row, entry in sums.items():
-            facts = state.rows[row]
-            if facts.kind == "storage" or not window:
-                continue
-            micro = -((entry[3] - entry[0] * window) // D)
-            if micro:
-                for tier in keys.tier_fields(facts.project, facts.user):
-                    running[tier] = running.get(tier, 0) + micro
-        plan.running = running
-        if plan.taken_us is None and running == state.running.get(self.source, {}):
-            plan.running = None
-
-
-def _same_facts(run: Run, observation: Observation, row: Row) -> bool:
-    """Whether an observation says nothing new of a run."""
-    if run.observation == observation:
-        return True
-    if (
-        run.state not in (OPEN, ENDED)
-        or run.ended_us != observation.ended_us
-        or run.bills_app != observation.bills_app
-        or (observation.limit_us is not None and run.limit_us != observation.limit_us)
-    ):
-        return False
-    if run.state == OPEN and (
-        run.points[-1][3] != _units(observation)
-        or (row.project, row.user, row.resource, row.app)
-        != (observation.project, observation.user, observation.resource, observation.app)
-    ):
-        return False
-    if observation.kind == "storage":
-        return merge_intervals([*run.suspended, *observation.suspended]) == run.suspended
-    if observation.suspended_before is not None and observation.started_us is not None:
-        placed = place_suspensions(
-            run.suspended, observation.started_us, observation.suspended_before, observation.suspended
-        )
-        return placed == run.suspended
-    return run.suspended == observation.suspended
-
-
-def slots(since: int, until: int, budgets: Iterable[Budget]) -> list[Slot]:
-    """[since, until) cut at every full hour and every start of a budget's period."""
-    if since >= until:
-        return []
-    cuts = {until}
-    cuts.update(range(hour_of(since) + HOUR_US, until, HOUR_US))
-    for budget in budgets:
-        at = since
-        while True:
-            end = budget.period_at(at)[1]
-            if end is None or end >= until:
-                break
-            cuts.add(end)
-            at = end
-    edges = [since, *sorted(cuts)]
-    return list(pairwise(edges))
-
-
-def _units(observation: Observation) -> int:
-    return observation.bytes if observation.kind == "storage" else UNIT
 
 
 def _same_before(

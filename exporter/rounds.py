@@ -10,7 +10,8 @@ from functools import cache
 
 import msgspec
 
-from exporter.meter import Lines, Meter, OrgWork, Origin
+from exporter.matching import Lines, OrgWork, Origin
+from exporter.meter import Meter
 from exporter.sources.base import Source
 from ledger.charging import Claim
 from ledger.errors import LedgerUnavailable
@@ -154,7 +155,7 @@ class Rounds:
         self.meter = Meter(source.name, source.cluster, books.ledger.epoch_us, hold_us)
         self._unbillable: dict[str, int] = {}
         self._unpriced = 0
-        books.on_reload(self.meter.forget, self.meter.forget_closed)
+        books.on_reload(self.meter.matcher.forget, self.meter.matcher.forget_closed)
 
     async def round(self) -> RoundReport:
         """Fetch, meter, commit.
@@ -175,7 +176,7 @@ class Rounds:
         for org in {observation.org for observation in snapshot.workloads} - books.states.keys():
             await self.ledger.charging.note_org(org)
             await books.have(org)
-        work = meter.sort(snapshot, books.states)
+        work = meter.matcher.sort(snapshot, books.states)
         seen = {org: books.states[org] for org in books.states}
         late_claims = await self._resolve(work, snapshot, lines)
         orgs = {org for org, state in seen.items() if org in work or self._has_part(state)}
@@ -219,7 +220,7 @@ class Rounds:
             again = state is not sorted_from
             for _ in range(TRIES):
                 if again:
-                    found = meter.sort(snapshot, books.states, only=org)
+                    found = meter.matcher.sort(snapshot, books.states, only=org)
                     late_claims.update(await self._resolve(found, snapshot, lines))
                     leaving = [run.key for run in work.moved] if work else []
                     work = found.setdefault(org, OrgWork())
@@ -285,7 +286,7 @@ class Rounds:
                     if former is not None:
                         part.former[key] = former
                 elif former is not None:
-                    self.meter.know_closed(former, lines, await self.books.row(org, former.row))
+                    self.meter.matcher.know_closed(former, lines, await self.books.row(org, former.row))
                     part.changed.append((former, by_key.pop(key)))
                 elif claim is None:
                     fresh[key] = Claim(org)
@@ -317,7 +318,7 @@ class Rounds:
             run = found.get(key)
             if run is None:
                 return Origin(claim.since_us, claim.carry, claim.leg)
-            self.meter.know_closed(run, lines, await self.books.row(claim.org, run.row))
+            self.meter.matcher.know_closed(run, lines, await self.books.row(claim.org, run.row))
         if observation.ended_us is not None:
             stays = msgspec.structs.replace(observation, org=claim.org)
             work.setdefault(claim.org, OrgWork()).changed.append((run, stays))

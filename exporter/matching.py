@@ -1,0 +1,171 @@
+"""Which observation is about which run, and which say something new. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ledger.model import Observation, Snapshot
+from ledger.money import UNIT
+from ledger.org_state import OrgState, Row
+from ledger.rates_history import RateLine
+from ledger.runs import ENDED, OPEN, PAUSED, Run, RunKey, key_of, merge_intervals, place_suspensions
+
+Lines = Callable[[str, str, str, bool], RateLine]
+"""(kind, resource, app, bills_app) -> the rates over time, of the source's cluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a run begins to be billed here when it was billed elsewhere before: another org, until `at`."""
+
+    at: int
+    carry: int
+    leg: int
+
+
+@dataclass(slots=True)
+class OrgWork:
+    """What one snapshot says of one org that is not simply 'goes on as before'."""
+
+    changed: list[tuple[Run, Observation]] = field(default_factory=list)
+    new: list[Observation] = field(default_factory=list)
+    moved: list[Run] = field(default_factory=list)
+    origins: dict[RunKey, Origin] = field(default_factory=dict)
+    former: dict[RunKey, Run] = field(default_factory=dict)
+    """Earlier legs, in this very org, of runs that come back to it."""
+    limits: dict[str, int] = field(default_factory=dict)
+    settles: bool = True
+
+
+class Matcher:
+    """Remembers the runs one source lists, so that what goes on as before costs one look-up.
+
+    `round` is the stamp of runs listed in the present round; `closed` holds runs that are over and still listed.
+    """
+
+    def __init__(self, source: str, cluster: str, epoch_us: int) -> None:
+        self.source = source
+        self.cluster = cluster
+        self.epoch_us = epoch_us
+        self.round = 0
+        self.closed: dict[tuple[str, RunKey], Run] = {}
+        self._by_object: dict[int, Run] = {}
+
+    def forget(self, org: str) -> None:
+        """Drop what is remembered of an org's runs, before or after its state is read anew."""
+        self._by_object = {k: run for k, run in self._by_object.items() if run.org != org}
+        self.closed = {k: run for k, run in self.closed.items() if k[0] != org}
+
+    def forget_closed(self) -> None:
+        """Drop what is remembered of runs that are over: their rate lines are out of date."""
+        self.closed.clear()
+
+    def know_closed(self, run: Run, lines: Lines, row: Row) -> None:
+        """Remember a run that is over, so that being listed again costs nothing."""
+        run.line = lines(row.kind, row.resource, row.app, run.bills_app)
+        self.closed[run.org, run.key] = run
+
+    def sort(self, snapshot: Snapshot, states: dict[str, OrgState], only: str | None = None) -> dict[str, OrgWork]:
+        """What of a snapshot is new or changed, by org; runs that go on are stamped as listed.
+
+        `new` observations are of runs this meter does not know: the ledger may (see `know_closed`).
+        """
+        if only is None:
+            self.round += 1
+        stamp = self.round
+        by_object = self._by_object
+        work: dict[str, OrgWork] = {}
+        for observation in snapshot.workloads:
+            run = by_object.get(id(observation))
+            if run is not None:
+                run.stamp = stamp
+                continue
+            org = observation.org
+            if only is not None and org != only:
+                continue
+            key = key_of(observation)
+            state = states.get(org)
+            run = state.runs.get(self.source, {}).get(key) if state else None
+            if run is None:
+                run = self.closed.get((org, key))
+            if run is None and state is not None:
+                run = self._adopt(state, key)
+            if run is None:
+                if not self._never_billable(observation):
+                    work.setdefault(org, OrgWork()).new.append(observation)
+                continue
+            run.stamp = stamp
+            if state is not None and _same_facts(run, observation, state.rows[run.row]):
+                self.watch(run, observation)
+            else:
+                work.setdefault(org, OrgWork()).changed.append((run, observation))
+        if only is None:
+            self.closed = {k: run for k, run in self.closed.items() if run.stamp == stamp}
+            if len(by_object) > 2 * len(snapshot.workloads) + 1000:
+                self._by_object = {k: run for k, run in by_object.items() if run.stamp == stamp}
+        return work
+
+    def _never_billable(self, observation: Observation) -> bool:
+        """Not started yet, of no length, or over before the ledger's epoch."""
+        started, ended = observation.started_us, observation.ended_us
+        if started is None:
+            return observation.kind != "storage"
+        return ended is not None and (ended <= started or ended <= self.epoch_us)
+
+    def _adopt(self, state: OrgState, key: RunKey) -> Run | None:
+        """Take over a run from another source of the same cluster, which may be this one's former name."""
+        for source, runs in state.runs.items():
+            run = runs.get(key)
+            if run is not None and run.cluster == self.cluster:
+                run.until_us = run.charged_until(state.marks.get(source))
+                run.state = PAUSED
+                run.observation = None
+                del runs[key]
+                state.latest.get(source, {}).pop(key[:2], None)
+                return run
+        return None
+
+    def unwatch(self, run: Run) -> None:
+        # Listed again, even just as before, it is to be looked at: it does not follow the mark any more.
+        if run.observation is not None:
+            self._by_object.pop(id(run.observation), None)
+            run.observation = None
+
+    def watch(self, run: Run, observation: Observation) -> None:
+        if run.observation is not None:
+            self._by_object.pop(id(run.observation), None)
+        run.observation = observation
+        self._by_object[id(observation)] = run
+
+
+def units_of(observation: Observation) -> int:
+    """Bytes of storage; UNIT for what is not billed by size."""
+    return observation.bytes if observation.kind == "storage" else UNIT
+
+
+def _same_facts(run: Run, observation: Observation, row: Row) -> bool:
+    """Whether an observation says nothing new of a run."""
+    if run.observation == observation:
+        return True
+    if (
+        run.state not in (OPEN, ENDED)
+        or run.ended_us != observation.ended_us
+        or run.bills_app != observation.bills_app
+        or (observation.limit_us is not None and run.limit_us != observation.limit_us)
+    ):
+        return False
+    if run.state == OPEN and (
+        run.points[-1][3] != units_of(observation)
+        or (row.project, row.user, row.resource, row.app)
+        != (observation.project, observation.user, observation.resource, observation.app)
+    ):
+        return False
+    if observation.kind == "storage":
+        return merge_intervals([*run.suspended, *observation.suspended]) == run.suspended
+    if observation.suspended_before is not None and observation.started_us is not None:
+        placed = place_suspensions(
+            run.suspended, observation.started_us, observation.suspended_before, observation.suspended
+        )
+        return placed == run.suspended
+    return run.suspended == observation.suspended
