@@ -13,15 +13,15 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.base import DEFAULT_CONFIG, open_ledger, reach
-from ledger.errors import IdempotencyConflict
+from cli.base import DEFAULT_CONFIG, open_ledger
+from ledger.errors import CreditsError, IdempotencyConflict, InvalidRequest
 
 if TYPE_CHECKING:
     from config.settings import Settings
@@ -32,8 +32,10 @@ log = logging.getLogger("run")
 TOKEN_FILE = "admin.token"  # noqa: S105
 FIRST_CREDITS = (2_000_000_000, 5_000_000_000, 1_000_000_000, 25_000_000)
 """What the simulated orgs begin with, in micro-credits: the last one soon knows what running out is like."""
-_LOOK_SECONDS = 0.05
-_UP_SECONDS = 30.0
+
+
+class CannotServe(CreditsError):
+    """The enforcer's address or certificates cannot be used."""
 
 
 class _ExporterThread:
@@ -66,36 +68,49 @@ class _ExporterThread:
 
 
 async def run_everything(given: Settings, stop: asyncio.Event) -> None:
-    """Serves until `stop` is set, or until one of the services fails.
+    """Serves until `stop` is set, or until the exporter fails.
 
     Raises: what the service that failed raised.
     """
-    from enforcer.app import serve as enforce
-
+    loop = asyncio.get_running_loop()
     async with open_ledger(given) as ledger:
         await _first_grants(ledger, given)
         token = await _admin_token(ledger, given.data_dir / TOKEN_FILE)
-        exporter, enforcer_stop = _ExporterThread(given), asyncio.Event()
-        services = {
-            asyncio.create_task(asyncio.to_thread(exporter.serve), name="exporter"),
-            asyncio.create_task(enforce(given, enforcer_stop), name="enforcer"),
-        }
-        loop = asyncio.get_running_loop()
-        told = asyncio.create_task(_tell_when_up(given, exporter, token))
-        stopping = asyncio.create_task(stop.wait())
+        exporter = _ExporterThread(given)
+        metering: asyncio.Future[Any] = asyncio.create_task(asyncio.to_thread(exporter.serve))
+        stopping: asyncio.Future[Any] = asyncio.create_task(stop.wait())
+        started: asyncio.Future[Any] = asyncio.wrap_future(exporter.started)
         try:
-            await asyncio.wait({*services, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({metering, stopping, started}, return_when=asyncio.FIRST_COMPLETED)
+            if started.done():  # the rates are in force, so that the enforcer finds them
+                async with enforcing(given) as url:
+                    loop.add_signal_handler(signal.SIGHUP, exporter.call, "reload")
+                    click.echo(_what_next(given, started.result().url, url, token))
+                    sys.stdout.flush()
+                    await asyncio.wait({metering, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                    log.info("stopping")
         finally:
             loop.remove_signal_handler(signal.SIGHUP)
-            told.cancel()
             stopping.cancel()
+            started.cancel()
             exporter.call("stop")
-            enforcer_stop.set()
-            await asyncio.wait(services)
-        for service in services:
-            if (error := service.exception()) is not None:
-                raise error
+            await asyncio.wait({metering})
+        metering.result()
     log.info("stopped; the data is in %s", given.data_dir)
+
+
+@asynccontextmanager
+async def enforcing(given: Settings) -> AsyncIterator[str]:
+    """The enforcer, serving; gives its URL. Raises: CannotServe and what concerns the ledger."""
+    from enforcer.app import enforcing as serve
+
+    stack = AsyncExitStack()
+    try:
+        url = await stack.enter_async_context(serve(given))
+    except InvalidRequest as e:
+        raise CannotServe(f"{e}; stop what listens there, or change the section enforcer of {given.path}") from e
+    async with stack:
+        yield url
 
 
 async def _first_grants(ledger: Ledger, given: Settings) -> None:
@@ -140,25 +155,7 @@ def _write_token(path: Path, token: str) -> None:
     partial.replace(path)
 
 
-async def _tell_when_up(given: Settings, exporter: _ExporterThread, token: Path) -> None:
-    exporter_url = (await asyncio.wrap_future(exporter.started)).url
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, exporter.call, "reload")
-    listen = given.enforcer.listen
-    scheme = "https" if given.enforcer.tls else "http"
-    deadline = asyncio.get_running_loop().time() + _UP_SECONDS
-    while listen.port and asyncio.get_running_loop().time() < deadline:
-        try:
-            _, writer = await asyncio.open_connection(listen.host or "127.0.0.1", listen.port)
-        except OSError:
-            await asyncio.sleep(_LOOK_SECONDS)
-        else:
-            writer.close()
-            break
-    click.echo("\n".join(_what_next(given, exporter_url, f"{scheme}://{reach(listen)}", token)))
-    sys.stdout.flush()
-
-
-def _what_next(given: Settings, exporter_url: str, enforcer_url: str, token: Path) -> Iterable[str]:
+def _what_next(given: Settings, exporter_url: str, enforcer_url: str, token: Path) -> str:
     program = "credits" if shutil.which("credits") else _relative(Path(sys.argv[0]))
     command = program if given.path == DEFAULT_CONFIG else f"{program} --config {given.path}"
     org = next((org for source in given.sources for org in getattr(source, "orgs", ())), "acme")
@@ -166,12 +163,11 @@ def _what_next(given: Settings, exporter_url: str, enforcer_url: str, token: Pat
     body = f'{{"cluster":"{cluster}","org":"{org}","kind":"job","preset":"gpu-large","dry_run":true}}'
     sources = ", ".join(source.name for source in given.sources)
     where = f"the embedded server of {given.data_dir}" if given.redis.url == "embedded" else "the server of redis.url"
-    yield f"""
+    return f"""
 Apolo Credits is up: {sources}, asked every {given.metering.interval_seconds:g} s; the ledger is in {where}.
 
   metrics   {exporter_url}/metrics
-  console   {enforcer_url}/console
-  API       {enforcer_url}/openapi.json
+  API       {enforcer_url}/v1
   token     {token} (admin)
 
 Try next, in another terminal:

@@ -48,8 +48,7 @@ def _run(arguments: list[str] | None) -> int:
         return INTERRUPTED
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has read enough
-        _forget_stdout()
+    except SystemExit:  # click's answer to a broken pipe: whoever read our output has read enough
         return 0
     except click.exceptions.NoArgsIsHelpError as e:
         e.show()

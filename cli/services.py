@@ -77,9 +77,8 @@ def enforcer() -> None:
     """Admit work; serve the API and the console."""
     given = settings()
 
-    from enforcer.app import serve
-
     from cli.logs import set_up
+    from enforcer.app import serve
 
     set_up()
     until_stopped(lambda stop: serve(given, stop))

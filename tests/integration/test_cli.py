@@ -8,9 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
 
 import pytest
 
@@ -31,18 +31,18 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 def test_help_is_there_at_once_and_names_every_command(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
-    lab.ok("--help")  # compiled from now on
-    times = []
+    seconds = []
     for _ in range(5):
-        began = time.monotonic()
+        before = getrusage(RUSAGE_CHILDREN)
         text = lab.ok("--help")
-        times.append(time.monotonic() - began)
+        after = getrusage(RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     for name in (
         *("run", "exporter", "enforcer", "grant", "balance", "budget", "usage", "quote", "admit", "rates", "token"),
         *("dashboards", "verify", "demo", "journal", "org"),
     ):
         assert f"\n  {name} " in text
-    assert min(times) < 0.3
+    assert min(seconds) < 0.3
 
 
 def test_a_command_starts_the_server_for_as_long_as_it_needs_it(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_a_reader_that_leaves_early_is_no_error(lab: Lab) -> None:
         command, cwd=lab.directory, env=lab.environment(), stdout=writer, stderr=subprocess.PIPE, check=False
     )
     os.close(writer)
-    assert done.returncode in (0, 141)
+    assert done.returncode == 0
     assert done.stderr == b""
 
 
