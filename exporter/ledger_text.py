@@ -55,6 +55,7 @@ class LedgerText:
         yield m.HELD, [((b.org,), credits_text(b.held_micro)) for b in balances]
         yield m.OVERDRAFT, [((b.org,), credits_text(b.overdraft_micro)) for b in balances]
         yield m.HOLDS, [((b.org,), str(b.holds)) for b in balances]
+        yield m.ORPHAN_HOLDS, [((org,), str(count)) for org, count in view.orphans.items()]
         exhausted = [(b.org, b.exhausted_us) for b in balances]
         yield m.EXHAUSTION, [((org,), seconds_text(us)) for org, us in exhausted if us is not None]
         budgets = [((org, s.budget.project, s.budget.user or "", s.budget.period), s) for org, s in view.budgets]

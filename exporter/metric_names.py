@@ -148,7 +148,7 @@ ORPHAN_HOLDS: Final = Metric(
     "credits_orphan_holds",
     "gauge",
     ("org",),
-    "Holds that still set credits aside though their workload ended or they expired.",
+    "Holds of work that is metered already, so that credits are set aside twice; 0 where all is well.",
 )
 STAGE: Final = Metric(
     "credits_exhaustion_stage",

@@ -29,6 +29,8 @@ class View:
         """(org, budget)"""
         self.unbillable: Mapping[tuple[str, str], int] = {}
         """(source, reason) -> how many."""
+        self.orphans: Mapping[str, int] = {}
+        """Holds by org whose workloads are metered already, so that they are set aside for twice."""
         self._books = books
         self._lock = asyncio.Lock()
         self._asked = 0
@@ -76,6 +78,20 @@ class View:
         balances = await ledger.accounts.balances()
         orgs = [balance.org for balance in balances]
         budgets = await asyncio.gather(*(ledger.budgets.states(org) for org in orgs))
+        holding = [balance.org for balance in balances if balance.holds]
+        held = await asyncio.gather(*(ledger.charging.held_workloads(org) for org in holding))
+        orphans = dict.fromkeys(orgs, 0)
+        for org, workloads in zip(holding, held, strict=True):
+            orphans[org] = sum(self._is_metered(org, cluster, workload) for cluster, workload in workloads)
+        self.orphans = orphans
         self.unbillable = await ledger.charging.unbillable()
         self.balances = balances
         self.budgets = [(org, state) for org, states in zip(orgs, budgets, strict=True) for state in states]
+
+    def _is_metered(self, org: str, cluster: str, workload: str) -> bool:
+        """Whether a workload runs, by the books."""
+        state = self.states.get(org)
+        if state is None:
+            return False
+        runs = (latest.get((kind, workload)) for latest in state.latest.values() for kind in ("job", "app"))
+        return any(run is not None and run.cluster == cluster for run in runs)

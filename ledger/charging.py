@@ -163,6 +163,12 @@ class Charging:
         fields = await again(lambda: self._client.hgetall(keys.SOURCES))
         return {text(source): int(value) for source, value in fields.items()}
 
+    async def held_workloads(self, org: str) -> set[tuple[str, str]]:
+        """(cluster, workload id) of what has a hold that no charge has settled yet."""
+        fields = await again(lambda: self._client.hkeys(keys.of_org(org).hold_of))
+        found = (text(field).partition(keys.US) for field in fields)
+        return {(cluster, workload) for cluster, _, workload in found}
+
     async def burn(self, org: str, source: str) -> int:
         """Micro-credits an hour that what runs now of a source costs an org."""
         return int(await again(lambda: self._client.hget(keys.of_org(org).org, f"burn:{source}")) or 0)

@@ -17,12 +17,15 @@ import aiohttp
 import pytest
 
 from config.problems import ConfigError
+from config.rates import load_rates
 from config.settings import AdmissionSettings, ExporterSettings
 from config.sources import JsonSource
 from config.values import Address
 from exporter.app import exporting, run_once, serve
 from exporter.server import CannotListen
 from ledger import keys
+from ledger.admission import AdmissionRequest
+from ledger.clock import now_us
 from ledger.connect import Client
 from ledger.store import Ledger, open_ledger
 from ledger.verify import verify
@@ -128,6 +131,30 @@ async def test_a_scrape_shows_the_ledgers_figures(
     assert value(series, "credits_config_last_reload_successful") == 1
     assert value(series, "credits_exhaustion_timestamp_seconds", org="acme") is not None
     assert value(series, "credits_ledger_epoch_timestamp_seconds") == (T0 - HOUR) / 1_000_000
+
+
+async def test_holds_are_shown_until_their_work_is_metered(
+    tmp_path: Path, valkey_url: str, ledger: Ledger, cluster: FileCluster
+) -> None:
+    await ledger.accounts.grant("acme", 100_000_000, key="k1", who="t")
+    await ledger.rates.publish(load_rates(settings_of(tmp_path, valkey_url).rates)["default"])
+    for workload in ("a", "b"):
+        asked: dict[str, Any] = {
+            "cluster": "default",
+            "org": "acme",
+            "project": "vision",
+            "user": "ann",
+            "preset": "small",
+        }
+        assert (await ledger.admissions.admit(AdmissionRequest(workload_id=workload, **asked))).allowed
+    cluster.job("a", started_us=now_us() - HOUR)
+    cluster.show(now_us())
+    async with exporting(settings_of(tmp_path, valkey_url, cluster.source())) as exporter:
+        await until(lambda: _shows(exporter.url, "credits_holds", 1, org="acme"))
+        assert value(await scrape(exporter.url), "credits_orphan_holds", org="acme") == 0
+        # Nothing makes a hold for what is metered already, but if something did, it would be seen.
+        await ledger.admissions.admit(AdmissionRequest(workload_id="a", **asked))
+        await until(lambda: _shows(exporter.url, "credits_orphan_holds", 1, org="acme"))
 
 
 async def test_totals_follow_the_snapshots(
