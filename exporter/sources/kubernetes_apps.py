@@ -26,21 +26,20 @@ def app_runs(namespace: str, instance: str, pods: Iterable[Observation], since_u
             (living if pod.ended_us is None else ended).append((start, pod.id, pod))
     runs: list[Observation] = []
     handover: int | None = None
+    carrier: Observation | None = None
     if living:
-        handover, _, carrier = min(living)
-        runs.append(_run(namespace, instance, carrier, carrier.ended_us, handover))
-    if handover is not None and handover <= since_us:
-        return runs  # what carried before ended when it was last charged: there the carrier goes on
+        handover, _, pod = min(living)
+        carrier = _run(namespace, instance, pod, pod.ended_us, handover)
+    if carrier is not None and handover is not None and handover <= since_us:
+        return [carrier]  # what carried before ended when it was last charged: there this one goes on
     covered = since_us
-    first = True
     for start, _, pod in sorted(ended):
         end = pod.ended_us if handover is None else min(pod.ended_us or 0, handover)
-        if end is None or end <= covered:
-            continue
-        runs.append(_run(namespace, instance, pod, end, start if first else max(start, covered)))
-        covered = end
-        first = False
-    return runs
+        if end is not None and end > covered:
+            runs.append(_run(namespace, instance, pod, end, max(start, covered) if runs else start))
+            covered = end
+    # In their order, since the meter lets no run of an id begin before what was charged of an earlier one.
+    return runs if carrier is None else [*runs, carrier]
 
 
 def _run(namespace: str, instance: str, pod: Observation, ended_us: int | None, since_us: int) -> Observation:

@@ -200,8 +200,8 @@ class KubeApi:
                             await self._news.wait()
             assert request.transport is not None
             request.transport.abort()
-        except TimeoutError:
-            pass
+        except (TimeoutError, ConnectionError):
+            pass  # it was to end now, or whoever watched is gone
         finally:
             self.watchers -= 1
         return response
