@@ -45,6 +45,7 @@ class _ExporterThread:
         self._given = given
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        self._is_stopped = False
         self.started: concurrent.futures.Future[Exporter] = concurrent.futures.Future()
 
     def serve(self) -> None:
@@ -55,12 +56,15 @@ class _ExporterThread:
         from exporter.app import exporting
 
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        if self._is_stopped:
+            return
         async with exporting(self._given) as exporter:
             self.started.set_result(exporter)
             await self._stop.wait()
 
     def call(self, what: str) -> None:
         """`stop` it, or have it `reload` its configuration, from another thread."""
+        self._is_stopped = self._is_stopped or what == "stop"
         if self._loop is not None and self._stop is not None:
             act = self._stop.set if what == "stop" else self.started.result(0).reload
             with suppress(RuntimeError):  # its loop has ended

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 GROUPS = ("cluster", "org", "project", "user", "kind", "resource", "app", "workload")
 
 
-class _Groups(click.ParamType[tuple[str, ...]]):
+class Groups(click.ParamType[tuple[str, ...]]):
     """Names with commas between them."""
 
     name = "names"
@@ -42,7 +42,7 @@ class _Groups(click.ParamType[tuple[str, ...]]):
 @click.option("--user", help="Only this user.")
 @click.option("--kind", type=click.Choice(("job", "app", "storage")), help="Only this kind of workload.")
 @click.option(
-    "--group-by", type=_Groups(), default="org", show_default=True, help=f"One or more of {','.join(GROUPS)}."
+    "--group-by", type=Groups(), default="org", show_default=True, help=f"One or more of {','.join(GROUPS)}."
 )
 @click.option("--step", type=click.Choice(("hour", "day", "week", "month")), help="A row for each of these.")
 @click.option("--timezone", default="UTC", show_default=True, help="Whose days, weeks and months these are.")

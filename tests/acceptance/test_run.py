@@ -1,0 +1,202 @@
+"""`credits run`: everything on one machine, however it is ended."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli_lab import Lab, job
+from tests.servers import free_port, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+class RunLab(Lab):
+    """A `credits run` on free ports."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.metrics_port, self.api_port = free_port(), free_port()
+        self.processes: list[subprocess.Popen[str]] = []
+        self.with_sources({"type": "simulated", "cluster": "default", "orgs": ["acme", "globex"]})
+
+    def with_sources(self, *sources: dict[str, Any]) -> None:
+        self.settings(
+            sources=list(sources),
+            metering={"interval_seconds": 0.2},
+            exporter={"listen": f"127.0.0.1:{self.metrics_port}"},
+            enforcer={"listen": f"127.0.0.1:{self.api_port}"},
+        )
+
+    def up(self, *arguments: str) -> subprocess.Popen[str]:
+        """A started `credits run` that serves."""
+        process = self.start("run", *arguments, start_new_session=True)
+        self.processes.append(process)
+        wait_until(lambda: process.poll() is not None or self.answers(), 60, "the services' answer")
+        if process.poll() is not None:
+            output, errors = process.communicate()
+            raise AssertionError(f"credits run ended with {process.returncode}\n{output}{errors}")
+        return process
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.get(self.metrics_port, "/-/healthy") and self.get(self.api_port, "/-/healthy"))
+        except OSError:
+            return False
+
+    def get(self, port: int, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    def metric(self, start: str) -> float | None:
+        """The value of the first sample whose line starts like this."""
+        for line in self.get(self.metrics_port, "/metrics").splitlines():
+            if line.startswith(start):
+                return float(line.rpartition(" ")[2])
+        return None
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        token = (self.directory / "var/admin.token").read_text().strip()
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.api_port}{path}", json.dumps(body).encode(), headers, method="POST"
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+
+    def is_quiet(self) -> bool:
+        """Whether the server of the data directory has gone."""
+        return not (self.directory / "var/valkey.sock").exists()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[RunLab]:
+    lab = RunLab(tmp_path)
+    yield lab
+    for process in lab.processes:
+        process.kill()
+        process.communicate()
+    wait_until(lab.is_quiet, 30, "the end of the server")
+
+
+def test_a_first_run_has_something_to_see_and_ctrl_c_ends_it(lab: RunLab) -> None:
+    process = lab.up()
+    wait_until(lambda: (lab.metric("credits_spent_total{") or 0) > 0, 30, "a first charge")
+    balances = {row["org"]: row for row in lab.json("balance")}
+    assert set(balances) == {"acme", "globex"}
+    assert (balances["acme"]["granted"], balances["globex"]["granted"]) == ("2000", "5000")
+    assert lab.metric('credits_granted_total{org="acme",source="provision"}') == 2000
+    request = {"cluster": "default", "org": "acme", "kind": "job", "preset": "gpu-large", "dry_run": True}
+    decision = lab.post("/v1/admission", request)
+    assert (decision["allowed"], decision["required"]) == (True, "10.125")
+    assert (lab.directory / "var/admin.token").stat().st_mode & 0o777 == 0o600
+    assert lab.json("verify")["ok"] is True
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    for words in (f":{lab.metrics_port}/metrics", "balance", "var/admin.token", "grant acme", "verify", "Ctrl-C"):
+        assert words in output
+    assert "Traceback" not in errors
+    assert "error" not in errors
+    wait_until(lab.is_quiet, 30, "the end of the server")
+
+
+def test_data_survives_kill_9_and_the_next_run_goes_on(lab: RunLab) -> None:
+    first = lab.up()
+    lab.ok("grant", "acme", "7", "--idempotency-key", "mine")
+    wait_until(lambda: (lab.metric("credits_spent_total{") or 0) > 0, 30, "a first charge")
+    spent = float(lab.json("balance", "acme")["spent"])
+    token = (lab.directory / "var/admin.token").read_text()
+    first.kill()
+    first.wait(30)
+    second = lab.up()
+    balance = lab.json("balance", "acme")
+    assert balance["granted"] == "2007"  # what orgs begin with is granted once for ever
+    assert float(balance["spent"]) >= spent
+    assert (lab.directory / "var/admin.token").read_text() == token
+    assert lab.json("verify")["ok"] is True
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(30) == 0
+
+
+def test_a_second_run_on_the_same_data_is_refused(lab: RunLab) -> None:
+    first = lab.up()
+    second = lab.run("run")
+    assert (second.returncode, second.stdout) == (1, "")
+    assert f"process {first.pid}" in second.stderr
+    assert str(lab.directory / "var") in second.stderr
+    assert len(second.stderr.splitlines()) == 1
+    assert first.poll() is None
+    assert lab.answers()
+
+
+@pytest.mark.parametrize("port", ["metrics_port", "api_port"])
+def test_a_port_in_use_is_said_clearly(lab: RunLab, port: str) -> None:
+    with socket.create_server(("127.0.0.1", getattr(lab, port))):
+        done = lab.run("run")
+    assert done.returncode == 1
+    problem = done.stderr.splitlines()[-1]
+    assert problem.startswith("credits: ")
+    assert str(getattr(lab, port)) in problem
+    assert "config/settings.yaml" in problem
+    assert "Traceback" not in done.stderr
+    lab.up()
+
+
+def test_the_source_can_be_chosen(lab: RunLab) -> None:
+    lab.with_sources({"type": "simulated", "cluster": "default"}, {"type": "json", "path": "snapshot.json"})
+    lab.snapshot("2026-11-22T10:00:00Z", job("job-1", "09:00:00"))
+    process = lab.up("--source", "json")
+    wait_until(lambda: lab.metric('credits_source_up{source="json-default"}') == 1, 30, "a round")
+    assert 'source="simulated' not in lab.get(lab.metrics_port, "/metrics")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    refused = lab.run("run", "--source", "apolo")
+    assert refused.returncode == 2
+    assert "config/settings.yaml" in refused.stderr
+    assert "type: apolo" in refused.stderr
+
+
+def test_the_services_run_on_their_own_and_share_the_server(lab: RunLab) -> None:
+    exporter = lab.start("exporter")
+    enforcer = lab.start("enforcer")
+    lab.processes += [exporter, enforcer]
+    wait_until(lab.answers, 60, "the services' answer")
+    lab.ok("grant", "acme", "5")
+    wait_until(lambda: lab.metric('credits_granted_total{org="acme"') == 5, 30, "the grant's sample")
+    for process in (exporter, enforcer):
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors
+
+
+def test_edited_rates_are_in_force_at_once_and_a_bad_file_is_not(lab: RunLab) -> None:
+    process = lab.up()
+    sample = 'credits_rate{cluster="default",kind="job",resource="gpu-large"}'
+    wait_until(lambda: lab.metric('credits_rate{cluster="default"') is not None, 30, "the rates")
+    text = (lab.directory / "config/rates.yaml").read_text()
+    (lab.directory / "config/rates.yaml").write_text(text.replace("40.5", "50"))
+    wait_until(lambda: " 50" in _line(lab, "gpu-large"), 30, f"the new rate in {sample}")
+    (lab.directory / "config/rates.yaml").write_text(text.replace("40.5", "-1"))
+    wait_until(lambda: lab.metric("credits_config_last_reload_successful") == 0, 30, "the refusal")
+    assert " 50" in _line(lab, "gpu-large")
+    (lab.directory / "config/rates.yaml").write_text(text)
+    process.send_signal(signal.SIGHUP)
+    wait_until(lambda: " 40.5" in _line(lab, "gpu-large"), 30, "the old rate")
+    assert lab.metric("credits_config_last_reload_successful") == 1
+
+
+def _line(lab: RunLab, resource: str) -> str:
+    lines = lab.get(lab.metrics_port, "/metrics").splitlines()
+    return next((line for line in lines if line.startswith("credits_rate{") and f'"{resource}"' in line), "")
