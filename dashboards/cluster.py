@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dashboards import page as p
-from dashboards.figures import apps, burning, resources, spenders, spent, spent_bars
+from dashboards.figures import apps, burning, resources, shares, spenders, spent, spent_bars
 from dashboards.layout import Grid, PanelJson
-from dashboards.panels import lines, ranking, share, stat
-from dashboards.promql import gauge, total
+from dashboards.panels import lines, ranking, stat
+from dashboards.promql import gauge, named, total
 from dashboards.recorded import BURN_BY_ORG, STORAGE_BY_CLASS, WORKLOADS_BY_RESOURCE
 from dashboards.units import BURN, BYTES, COUNT, CREDITS
 from exporter.metric_names import SPENT, STORAGE_BYTES, WORKLOADS
@@ -38,7 +38,7 @@ def dashboard() -> PanelJson:
             CREDITS,
         ),
     )
-    grid.line(9, (spent_bars(scope, "org", f"all on {whose}"), 14), (_shares("org", total(SPENT, scope, ["org"])), 10))
+    grid.line(9, (spent_bars(scope, "org", f"all on {whose}"), 14), (shares(scope, "org"), 10))
     grid.line(
         8,
         lines(
@@ -64,9 +64,9 @@ def dashboard() -> PanelJson:
         ),
     )
     grid.line(10, spenders(scope, "org", p.ORGANIZATION, ["cluster"]), resources(scope))
-    top = f"topk(10, {total(SPENT, scope, ['org', 'project'])})"
+    top = named(f"topk(10, {total(SPENT, scope, ['org', 'project'])})", "project")
     grid.line(
-        10,
+        8,
         ranking(
             "Top projects",
             "The ten projects that spent most over the time range, as org / project.",
@@ -77,8 +77,3 @@ def dashboard() -> PanelJson:
         apps(scope),
     )
     return p.page(p.CLUSTER, "Credits / Cluster", "Who spends on a cluster, and on what.", variables, grid)
-
-
-def _shares(label: str, expr: str) -> PanelJson:
-    about = f"How the credits spent over the time range are shared out by {label}."
-    return share(f"Share by {label}", about, expr, f"{{{{{label}}}}}", CREDITS)

@@ -198,7 +198,7 @@ def dashboard() -> PanelJson:
                 "Without a rate",
                 "Presets, apps and storage classes in use without a rate, and the workloads on them now.",
                 keys,
-                [counted("Running", gauge(UNPRICED, scope, keys))],
+                [counted("Running", f"{gauge(UNPRICED, scope, keys)} > 0")],
             ),
             6,
         ),

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from dashboards.layout import PanelJson
 from dashboards.page import drill
-from dashboards.panels import bars, lines, stat
-from dashboards.promql import Scope, gauge, total, trend
+from dashboards.panels import bars, lines, share, stat
+from dashboards.promql import Scope, gauge, named, total, trend
 from dashboards.recorded import BUDGET_USED
 from dashboards.tables import Column, counted, table
 from dashboards.units import BURN, CREDITS, SHARE, USED
@@ -41,7 +41,14 @@ def burn_lines(scope: Scope, label: str, whose: str) -> PanelJson:
 def spent_bars(scope: Scope, label: str, whose: str) -> PanelJson:
     """Credits spent per interval."""
     about = f"Credits that {whose} spent in each interval, by {label}."
-    return bars(f"Spent by {label}", about, [(trend(SPENT, scope, [label]), f"{{{{{label}}}}}")], CREDITS)
+    return bars(f"Spent by {label}", about, [(named(trend(SPENT, scope, [label]), label), f"{{{{{label}}}}}")], CREDITS)
+
+
+def shares(scope: Scope, label: str) -> PanelJson:
+    """How what was spent is shared out."""
+    about = f"How the credits spent over the time range are shared out by {label}."
+    expr = named(total(SPENT, scope, [label]), label)
+    return share(f"Share by {label}", about, expr, f"{{{{{label}}}}}", CREDITS)
 
 
 def spent_column(scope: Scope, keys: Sequence[str], *extra: str) -> Column:
@@ -86,6 +93,6 @@ def budgets(scope: Scope, *extra: str) -> PanelJson:
     ]
     about = (
         "Budgets of projects, and of users in them, in the period they are in at the end of the time range. "
-        "A row without a user caps the whole project. The colours change where the alerts fire."
+        "A row with user (none) caps the whole project. The colours change where the alerts fire."
     )
     return table("Budgets", about, keys, columns)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dashboards import page as p
 from dashboards.alerts import alerts
-from dashboards.figures import EXACT, burning, spent, spent_column
+from dashboards.figures import EXACT, burning, spent, spent_bars, spent_column
 from dashboards.layout import Grid, PanelJson
 from dashboards.limits import RUNWAY_WARNING_HOURS
-from dashboards.panels import stat, text
+from dashboards.panels import lines, stat, text
 from dashboards.promql import Scope, gauge
 from dashboards.recorded import BURN_BY_ORG, RUNWAY
 from dashboards.tables import Column, counted, table
@@ -16,9 +16,8 @@ from dashboards.units import RUNWAY as RUNWAY_STEPS
 from exporter.metric_names import AVAILABLE, BURN_RATE, HELD, STAGE, STAGES, WORKLOADS
 
 ABOUT = """\
-**Start here.** Click an org or a cluster, then a project, then a user; the time range comes along.
-All dashboards are in the menu *Credits* at the top right.
-Totals are exact for any time range; `credits usage` gives the same sums down to the single job."""
+Click an org or a cluster, then a project, then a user; the time range comes along. The menu *Credits* leads anywhere. \
+`credits usage` gives the same exact totals down to the single job."""
 
 
 def dashboard() -> PanelJson:
@@ -56,16 +55,23 @@ def dashboard() -> PanelJson:
         ),
         text("About", "How to find your way.", ABOUT),
     )
+    burn = gauge(BURN_BY_ORG, everything, ["org"])
     orgs = [
         spent_column(everything, ["org"]),
         Column("Available", gauge(AVAILABLE, everything, ["org"]), CREDITS, BALANCE),
         Column("Held", gauge(HELD, everything, ["org"]), CREDITS),
-        Column("Burning", gauge(BURN_BY_ORG, everything, ["org"]), BURN),
+        Column("Burning", burn, BURN),
         Column("Runway", gauge(RUNWAY, everything, ["org"], how="min"), SECONDS, RUNWAY_STEPS),
         Column("Stage", gauge(STAGE, everything, ["org"], how="max"), COUNT, NEUTRAL, mappings=named_values(STAGES)),
     ]
+    about = "What each org's work costs per hour at each moment."
     grid.line(
-        12,
+        9,
+        spent_bars(everything, "org", "everybody"),
+        lines("Burn rate by org", about, [(burn, "{{org}}")], BURN, stacked=True),
+    )
+    grid.line(
+        10,
         table(
             "Orgs",
             f"Every org: spent over the time range, and its balance now. {EXACT} Click a name to open it.",

@@ -6,7 +6,7 @@ from dashboards import page as p
 from dashboards.figures import EXACT, apps, budgets, burn_lines, burning, resources, spenders, spent, spent_bars
 from dashboards.layout import Grid, PanelJson
 from dashboards.panels import lines, ranking, stat
-from dashboards.promql import changed, gauge, total
+from dashboards.promql import changed, gauge, named, total
 from dashboards.recorded import BALANCE_USED, RUNWAY
 from dashboards.tables import Column, table
 from dashboards.units import (
@@ -117,9 +117,9 @@ def dashboard() -> PanelJson:
         burn_lines(scope, "project", "this org"),
     )
     grid.line(10, spenders(scope, "project", p.PROJECT, KEPT), spenders(scope, "user", p.USER, KEPT, burn=False))
-    grid.line(10, budgets(scope), resources(scope))
+    grid.line(9, budgets(scope), resources(scope))
     granted = Column("Granted", total(GRANTED, scope, ["source"]), CREDITS)
-    top = f"topk(10, {total(SPENT, scope, ['project', 'user'])})"
+    top = named(f"topk(10, {total(SPENT, scope, ['project', 'user'])})", "user")
     grid.line(
         8,
         apps(scope),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dashboards import page as p
-from dashboards.figures import apps, budgets, burn_lines, burning, resources, spenders, spent, spent_bars
+from dashboards.figures import apps, budgets, burn_lines, burning, resources, shares, spenders, spent, spent_bars
 from dashboards.layout import Grid, PanelJson
-from dashboards.panels import share, stat
-from dashboards.promql import gauge, total
+from dashboards.panels import stat
+from dashboards.promql import gauge
 from dashboards.recorded import BUDGET_USED
 from dashboards.units import BYTES, COUNT, CREDITS, SHARE, USED
-from exporter.metric_names import BUDGET_REMAINING, SPENT, STORAGE_BYTES, WORKLOADS
+from exporter.metric_names import BUDGET_REMAINING, STORAGE_BYTES, WORKLOADS
 
 KEPT = ("cluster", "org", "project")
 OWN = 'user=""'
@@ -45,9 +45,7 @@ def dashboard() -> PanelJson:
         stat("Running", "Workloads that are billed now.", gauge(WORKLOADS, scope), COUNT, none="nothing runs"),
         stat("Stored", "Bytes that are billed now.", gauge(STORAGE_BYTES, scope), BYTES, none="nothing stored"),
     )
-    about = "How the credits spent over the time range are shared out by user."
-    by_user = share("Share by user", about, total(SPENT, scope, ["user"]), "{{user}}", CREDITS)
-    grid.line(9, (spent_bars(scope, "user", "this project"), 14), (by_user, 10))
+    grid.line(9, (spent_bars(scope, "user", "this project"), 14), (shares(scope, "user"), 10))
     grid.line(8, burn_lines(scope, "cluster", "this project"), spent_bars(scope, "resource", "this project"))
     grid.line(10, spenders(scope, "user", p.USER, KEPT, burn=False), budgets(scope))
     grid.line(9, resources(scope), apps(scope))

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from dashboards.limits import FAR, NEAR
 from exporter.metric_names import LEDGER_EPOCH, Metric
 
+NOBODY = "(none)"
+"""Stands for an empty label."""
 RANGE = ("$__range", "$__range_s")
 """Grafana's length of the dashboard's time range, as a PromQL duration and in seconds."""
 STEP = ("$__interval", "$__interval_ms / 1000")
@@ -110,6 +112,11 @@ def each(metric: Metric, scope: Scope, *extra: str, before: str = "") -> str:
     """A metric's series by its own labels, each once; some time `before`, if that is given."""
     shift = f" offset {before}" if before else ""
     return f"max{by(metric.labels)} ({metric.name}{scope.on(metric, *extra)}{shift})"
+
+
+def named(expr: str, label: str) -> str:
+    """The same series, with a word where a label is empty: storage, for one, has no user."""
+    return f'label_replace({expr}, "{label}", "{NOBODY}", "{label}", "")'
 
 
 def changed(metric: Metric, scope: Scope) -> str:

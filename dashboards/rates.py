@@ -91,7 +91,7 @@ def dashboard() -> PanelJson:
             "Without a rate",
             "Presets, apps and storage classes in use that have no rate, and the workloads on them now.",
             keys,
-            [counted("Running", gauge(UNPRICED, scope, keys))],
+            [counted("Running", f"{gauge(UNPRICED, scope, keys)} > 0")],
         ),
     )
     grid.line(9, resources(scope))

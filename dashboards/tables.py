@@ -11,11 +11,18 @@ from grafanalib.core import Table, TableSortByField
 
 from dashboards.layout import PanelJson
 from dashboards.panels import defaults, panel, targets
+from dashboards.promql import NOBODY
 from dashboards.units import COUNT, NEUTRAL, TEXT, Steps, Unit
-
 
 _HEADINGS = {"alertname": "Alert"}
 """Of labels that do not read well as they are."""
+
+
+_EMPTY = [
+    {"type": "special", "options": {"match": match, "result": {"text": NOBODY, "index": index}}}
+    for index, match in enumerate(("empty", "null"))
+]
+"""A word where a label is empty."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,12 @@ def table(
 def _overrides(
     keys: Sequence[str], renamed: dict[str, str], columns: Sequence[Column], links: dict[str, PanelJson]
 ) -> list[PanelJson]:
-    found = [
-        {"matcher": {"id": "byName", "options": renamed[key]}, "properties": [{"id": "links", "value": [links[key]]}]}
-        for key in keys
-        if key in links
-    ]
+    found = []
+    for key in keys:
+        shown: list[dict[str, Any]] = [{"id": "mappings", "value": _EMPTY}]
+        if key in links:
+            shown.append({"id": "links", "value": [links[key]]})
+        found.append({"matcher": {"id": "byName", "options": renamed[key]}, "properties": shown})
     for column in columns:
         properties: list[dict[str, Any]] = [
             {"id": "unit", "value": column.unit.id},

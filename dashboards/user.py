@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dashboards import page as p
-from dashboards.figures import apps, budgets, resources, spenders, spent, spent_bars
+from dashboards.figures import apps, budgets, resources, shares, spenders, spent, spent_bars
 from dashboards.layout import Grid, PanelJson
-from dashboards.panels import share, stat
+from dashboards.panels import stat
 from dashboards.promql import Scope, gauge, total
 from dashboards.recorded import BUDGET_USED
 from dashboards.units import COUNT, CREDITS, SHARE, USED
@@ -64,9 +64,7 @@ def dashboard() -> PanelJson:
             CREDITS,
         ),
     )
-    about = "How the credits spent over the time range are shared out by preset, app and storage class."
-    by_resource = share("Share by resource", about, total(SPENT, scope, ["resource"]), "{{resource}}", CREDITS)
-    grid.line(9, (spent_bars(scope, "project", "this user"), 14), (by_resource, 10))
+    grid.line(9, (spent_bars(scope, "project", "this user"), 14), (shares(scope, "resource"), 10))
     grid.line(9, spent_bars(scope, "resource", "this user"))
     grid.line(9, spenders(scope, "project", p.PROJECT, ["cluster", "org"], burn=False), budgets(scope))
     grid.line(9, resources(scope, running=False), apps(scope))

@@ -27,7 +27,7 @@ USERS = {
     ("initech", "reports"): ("ivan", "jane"),
 }
 GRANTS = {"acme": ((0, 30_000.0), (5, 20_000.0)), "globex": ((0, 16_000.0),), "initech": ((0, 5_000.0),)}
-BUDGETS = {("acme", "vision", ""): 14_000.0, ("acme", "speech", ""): 9_000.0, ("acme", "vision", "bob"): 4_000.0}
+BUDGETS = {("acme", "vision", ""): 28_000.0, ("acme", "speech", ""): 14_000.0, ("acme", "vision", "ann"): 8_000.0}
 
 Running = dict[tuple[str, str, str, str, str], int]
 """Jobs by cluster, org, project, user, preset."""
@@ -178,6 +178,15 @@ def _health(made: _Week, at: int, chance: random.Random) -> None:
             made.put(m.RATE, at, 42.0 if dearer else rate, cluster, "job", preset)
     made.put(m.RATE, at, STORAGE_RATE, "hpc", "storage", "default")
     made.put(m.UNPRICED, at, 0, "hpc", "job", "gpu-trial")
+    if at > END - 6 * HOUR:
+        for org, name, severity in (("acme", "Short", "warning"), ("globex", "Critical", "critical")):
+            alert = (
+                ("alertname", f"CreditsRunway{name}"),
+                ("alertstate", "firing"),
+                ("org", org),
+                ("severity", severity),
+            )
+            made.families.setdefault("ALERTS", ("gauge", {}))[1].setdefault(alert, []).append((at, "1"))
     for job in ("credits-exporter", "credits-enforcer"):
         found = made.families.setdefault("up", ("gauge", {}))[1]
         found.setdefault((("job", job),), []).append((at, "1"))

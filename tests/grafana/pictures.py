@@ -1,0 +1,161 @@
+"""Draws every dashboard from real query results into docs/img: `python -m tests.grafana.pictures docs/img`.
+
+Needs Prometheus, Chromium and Grafana's library (`npm ci --prefix tests/grafana`). Values, tables and colours of
+values come from that library; charts are drawn by `draw`.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+from dashboards.build import all_dashboards
+from tests.grafana import demo, draw
+from tests.prometheus_lab import DAY, HOUR, Labels, Prometheus, as_grafana, recorded
+
+HERE = Path(__file__).parent
+LAST = demo.END - demo.STEP
+SPAN = (demo.START + DAY, demo.START + 8 * DAY + 20 * HOUR)
+CHOICES = {
+    "cluster": ".*",
+    "org": "acme",
+    "project": "vision",
+    "user": "ann",
+    "__rate_interval": f"{4 * demo.STEP}s",
+}
+COLUMN, ROW, HEAD = 1280 / 24, 38, 44
+
+
+def display(panels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What Grafana's library makes of panels' frames."""
+    done = subprocess.run(
+        ["node", str(HERE / "display.cjs")], input=json.dumps(panels), capture_output=True, text=True, check=True
+    )
+    shown: list[dict[str, Any]] = json.loads(done.stdout)
+    return shown
+
+
+def choices(panel: dict[str, Any], uid: str) -> dict[str, str]:
+    """The user's dashboard looks at all projects, the others at one."""
+    return {**CHOICES, "project": ".*"} if uid == "credits-user" else CHOICES
+
+
+def answers(server: Prometheus, panel: dict[str, Any], uid: str) -> list[tuple[dict[str, Any], dict[Labels, Any]]]:
+    """Each query with its answer at the range's end, or over the range."""
+    found: list[tuple[dict[str, Any], dict[Labels, Any]]] = []
+    for query in panel.get("targets", ()):
+        if query["instant"]:
+            expr = as_grafana(query["expr"], choices(panel, uid), int(SPAN[1] - SPAN[0]))
+            found.append((query, server.instant(expr, SPAN[1])))
+        else:
+            step = HOUR * 2 if panel.get("interval") == "1h" else HOUR // 4
+            start = SPAN[0] - SPAN[0] % step
+            rows = server.range(as_grafana(query["expr"], choices(panel, uid), step), start, SPAN[1], step)
+            found.append((query, {k: [(at, float(v)) for at, v in row if v != "NaN"] for k, row in rows.items()}))
+    return found
+
+
+def frames(panel: dict[str, Any], found: list[tuple[dict[str, Any], dict[Labels, float]]]) -> list[dict[str, Any]]:
+    """Instant answers as Grafana's data source gives them."""
+    made = []
+    for query, rows in found:
+        labels = sorted({name for row in rows for name, _ in row})
+        value = f"Value #{query['refId']}" if len(found) > 1 else "Value"
+        fields: list[dict[str, Any]] = [
+            {"name": n, "type": "string", "values": [dict(r).get(n, "") for r in rows]} for n in labels
+        ]
+        fields.insert(0, {"name": "Time", "type": "time", "values": [0] * len(rows)})
+        made.append(
+            {
+                "refId": query["refId"],
+                "fields": [*fields, {"name": value, "type": "number", "values": list(rows.values())}],
+            }
+        )
+    return made
+
+
+def inside(panel: dict[str, Any], found: list[Any], shown: dict[str, Any], size: tuple[int, int]) -> str:
+    """A panel's content as HTML."""
+    kind = panel["type"]
+    if kind == "text":
+        lines = re.sub(r"[*`\\]", "", html.escape(panel["options"]["content"]))
+        return f"<div style='padding:0 8px;font-size:11px'>{lines}</div>"
+    if kind in ("timeseries", "state-timeline"):
+        series = [(draw.legend_text(q["legendFormat"], k), row) for q, rows in found for k, row in rows.items()]
+        series.sort(key=lambda one: one[0])
+        return (draw.chart if kind == "timeseries" else draw.states)(panel, series, SPAN, size)
+    if kind == "table":
+        order = sorted(range(len(shown["rows"])), key=lambda i: -_number(shown["rows"][i], shown["columns"], panel))
+        sorted_ = {key: [shown[key][i] for i in order] for key in ("rows", "colors")}
+        return draw.table({**shown, **sorted_}, panel)
+    if kind == "stat":
+        if not shown["rows"]:
+            return draw.big(panel["fieldConfig"]["defaults"]["noValue"], "#9a9ba5")
+        return draw.big(shown["rows"][0][-1], shown["colors"][0][-1])
+    query, rows = found[0]
+    texts = [row[-1] for row in shown["rows"]]
+    parts = [(draw.legend_text(query["legendFormat"], k), v, t) for (k, v), t in zip(rows.items(), texts, strict=True)]
+    return draw.ring(parts, size) if kind == "piechart" else draw.bars(parts)
+
+
+def _number(row: list[str], columns: list[str], panel: dict[str, Any]) -> float:
+    text = row[columns.index(panel["options"]["sortBy"][0]["displayName"])]
+    found = re.match(r"-?[\d.]+", text)
+    return float(found[0]) if found else 0.0
+
+
+def page(server: Prometheus, made: dict[str, Any]) -> tuple[str, int]:
+    """A dashboard as an HTML page, and its height."""
+    out = [f"<meta charset=utf-8><style>{draw.STYLE}</style><h1>{html.escape(made['title'])}</h1>"]
+    found = [answers(server, panel, made["uid"]) for panel in made["panels"]]
+    shown = display([_fields(panel, rows) for panel, rows in zip(made["panels"], found, strict=True)])
+    low = 0
+    for panel, rows, texts in zip(made["panels"], found, shown, strict=True):
+        place = panel["gridPos"]
+        size = (int(place["w"] * COLUMN) - 6, place["h"] * ROW - 6)
+        left, top = int(place["x"] * COLUMN) + 3, place["y"] * ROW + HEAD
+        low = max(low, top + size[1] + 8)
+        out.append(
+            f'<div class=panel style="left:{left}px;top:{top}px;width:{size[0]}px;height:{size[1]}px">'
+            f"<div class=title>{html.escape(panel['title'])}</div>{inside(panel, rows, texts, size)}</div>"
+        )
+    return "".join(out), low
+
+
+def _fields(panel: dict[str, Any], found: list[Any]) -> dict[str, Any]:
+    """What Grafana's library needs of a panel; of one with a time axis, nothing."""
+    instant = [one for one in found if one[0]["instant"]]
+    setting = panel["fieldConfig"]
+    if panel["type"] != "table":
+        setting = {**setting, "overrides": []}
+    return {"frames": frames(panel, instant), "transformations": panel["transformations"], "fieldConfig": setting}
+
+
+def main(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        span = (demo.START, LAST)
+        with (
+            recorded(Path(scratch), demo.week(), span=span, fine=(demo.START, demo.STEP)) as server,
+            sync_playwright() as driver,
+        ):
+            browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+            for made in all_dashboards():
+                content, height = page(server, made)
+                sheet = browser.new_page(viewport={"width": 1280, "height": height})
+                sheet.set_content(content)
+                sheet.screenshot(path=out / f"{made['uid']}.png")
+                sheet.close()
+            browser.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
