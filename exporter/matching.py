@@ -30,7 +30,7 @@ class OrgWork:
 
     changed: list[tuple[Run, Observation]] = field(default_factory=list)
     new: list[Observation] = field(default_factory=list)
-    moved: list[Run] = field(default_factory=list)
+    moved: list[tuple[Run, Observation]] = field(default_factory=list)
     origins: dict[RunKey, Origin] = field(default_factory=dict)
     former: dict[RunKey, Run] = field(default_factory=dict)
     """Earlier legs, in this very org, of runs that come back to it."""

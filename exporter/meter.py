@@ -57,9 +57,9 @@ class Meter:
 
     def _take_up(self, plan: Plan, state: OrgState, work: OrgWork, snapshot: Snapshot, lines: Lines) -> None:
         mark = state.marks.get(self.source)
-        for run in work.moved:
+        for run, observation in work.moved:
             run.stamp = self.matcher.round
-            self._move_out(plan, state, run, mark, snapshot.taken_us)
+            self._move_out(plan, state, run, observation, mark, snapshot.taken_us)
         for run, observation in work.changed:
             self._revise(plan, state, run, observation, mark, snapshot, lines)
         for observation in work.new:
@@ -150,7 +150,7 @@ class Meter:
         if taken < until or (taken == until and run.observation is None and run.state == ENDED):
             return  # an older snapshot changes nothing that a newer one said
         was_kept = run.state in (OPEN, PAUSED)
-        ended, suspended = self._facts(run, observation, until, taken)
+        ended, suspended = facts(run, observation, until, taken)
         if ended == run.ended_us and run.state == ENDED and suspended == run.suspended:
             run.until_us = until
             self.matcher.watch(run, observation)
@@ -178,20 +178,6 @@ class Meter:
             if run.line.at(taken) is None:
                 self._note_unpriced(run)
             self._close(plan, state, run)
-
-    def _facts(
-        self, run: Run, observation: Observation, until: int, taken: int
-    ) -> tuple[int | None, tuple[Interval, ...]]:
-        suspended = observation.suspended
-        if observation.kind == "storage":
-            suspended = merge_intervals([*run.suspended, *suspended])
-            if run.state == GONE and until < taken:
-                suspended = merge_intervals([*suspended, (until, taken)])  # it was away in between
-        elif observation.suspended_before is not None and observation.started_us is not None:
-            suspended = place_suspensions(
-                run.suspended, observation.started_us, observation.suspended_before, suspended
-            )
-        return observation.ended_us, suspended
 
     def _charge(
         self,
@@ -259,11 +245,15 @@ class Meter:
         plan.ended[field_of(run.cluster, run.key, run.leg)] = run.encode()
         run.state = state
 
-    def _move_out(self, plan: Plan, state: OrgState, run: Run, mark: int | None, taken: int) -> None:
+    def _move_out(
+        self, plan: Plan, state: OrgState, run: Run, observation: Observation, mark: int | None, taken: int
+    ) -> None:
         """The run belongs to another org from `taken` on."""
         until = run.charged_until(mark)
         if taken > until:
-            self._charge(plan, state, run, until, taken, run.ended_us, run.suspended)
+            ended, suspended = facts(run, observation, until, taken)
+            self._charge(plan, state, run, until, taken, ended, suspended)
+            run.ended_us, run.suspended = ended, suspended
         run.until_us = max(until, taken)
         run.state = GONE
         self._close(plan, state, run)
@@ -343,6 +333,18 @@ class Meter:
                     billed[run.row] = billed.get(run.row, 0) + 1
             for row, count in billed.items():
                 plan.add(slot, row, micro.get(row, 0), count * (until - slot[0]))
+
+
+def facts(run: Run, observation: Observation, until: int, taken: int) -> tuple[int | None, tuple[Interval, ...]]:
+    """(end, suspensions) of a run charged up to `until`, by what a snapshot of `taken` says of it."""
+    suspended = observation.suspended
+    if observation.kind == "storage":
+        suspended = merge_intervals([*run.suspended, *suspended])
+        if run.state == GONE and until < taken:
+            suspended = merge_intervals([*suspended, (until, taken)])  # it was away in between
+    elif observation.suspended_before is not None and observation.started_us is not None:
+        suspended = place_suspensions(run.suspended, observation.started_us, observation.suspended_before, suspended)
+    return observation.ended_us, suspended
 
 
 def _same_before(

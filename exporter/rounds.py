@@ -11,7 +11,7 @@ from functools import cache
 import msgspec
 
 from exporter.matching import Lines, OrgWork, Origin
-from exporter.meter import Meter
+from exporter.meter import Meter, facts
 from exporter.sources.base import Source
 from ledger.charging import Claim
 from ledger.errors import LedgerUnavailable
@@ -20,7 +20,7 @@ from ledger.money import COST_DENOMINATOR
 from ledger.org_state import OrgState, Row
 from ledger.plan import Plan
 from ledger.rates_history import RateLine, line_of
-from ledger.runs import Run, RunKey, key_of
+from ledger.runs import Run, RunKey, cumulative, key_of
 from ledger.store import Ledger
 
 CHUNK = 5000
@@ -222,10 +222,10 @@ class Rounds:
                 if again:
                     found = meter.matcher.sort(snapshot, books.states, only=org)
                     late_claims.update(await self._resolve(found, snapshot, lines))
-                    leaving = [run.key for run in work.moved] if work else []
+                    leaving = [(run.key, observation) for run, observation in work.moved] if work else []
                     work = found.setdefault(org, OrgWork())
                     runs = state.runs.get(meter.source, {})
-                    work.moved = [runs[key] for key in leaving if key in runs]
+                    work.moved = [(runs[key], observation) for key, observation in leaving if key in runs]
                 if org in late_claims:
                     await self.ledger.charging.claim(meter.cluster, late_claims[org])
                 if await self._commit(state, work or OrgWork(), snapshot, lines, report):
@@ -324,10 +324,14 @@ class Rounds:
             work.setdefault(claim.org, OrgWork()).changed.append((run, stays))
             return None
         until = run.charged_until(state.marks.get(source))
-        at = max(until, taken) if open_here else until
+        if not open_here or taken <= until:
+            at, (ended, suspended) = until, (run.ended_us, run.suspended)
+        else:
+            at, (ended, suspended) = taken, facts(run, observation, until, taken)
         if open_here:
-            work.setdefault(claim.org, OrgWork()).moved.append(run)
-        return Origin(at, run.cumulative(at)[0] % COST_DENOMINATOR, run.leg + 1)
+            work.setdefault(claim.org, OrgWork()).moved.append((run, observation))
+        cost, _ = cumulative(run.points, ended, suspended, run.line, at)
+        return Origin(at, cost % COST_DENOMINATOR, run.leg + 1)
 
     async def _count(self, snapshot: Snapshot) -> None:
         """Counters of what could not be charged: by how much each reason grew since the last round."""
