@@ -41,9 +41,7 @@ class Groups(click.ParamType[tuple[str, ...]]):
 @click.option("--project", help="Only this project.")
 @click.option("--user", help="Only this user.")
 @click.option("--kind", type=click.Choice(("job", "app", "storage")), help="Only this kind of workload.")
-@click.option(
-    "--group-by", type=Groups(), default="org", show_default=True, help=f"One or more of {','.join(GROUPS)}."
-)
+@click.option("--group-by", type=Groups(), default="org", show_default=True, help=f"One or more of {','.join(GROUPS)}.")
 @click.option("--step", type=click.Choice(("hour", "day", "week", "month")), help="A row for each of these.")
 @click.option("--timezone", default="UTC", show_default=True, help="Whose days, weeks and months these are.")
 @json_option
@@ -65,16 +63,11 @@ def usage(
     """What was used in a period: exact sums out of the ledger."""
 
     async def work(ledger: Ledger) -> UsageReport:
-        from ledger.money import HOUR_US
-        from ledger.usage import UsageQuery
+        from ledger.usage import UsageQuery, whole_period
         from ledger.usage import usage as find
 
-        since = ledger.epoch_us - ledger.epoch_us % HOUR_US if from_us is None else from_us
-        marks = await ledger.charging.source_marks()
-        until = to_us
-        if until is None:  # snapshots may bring a clock that is ahead of ours
-            latest = max([ledger.clock(), *marks.values()])
-            until = max(latest, since) - latest % -HOUR_US
+        first, last = await whole_period(ledger)
+        since, until = first if from_us is None else from_us, last if to_us is None else to_us
         query = UsageQuery(
             from_us=since, to_us=until, cluster=cluster, org=org, project=project, user=user, kind=kind,
             group_by=group_by, step=step, timezone=timezone,
