@@ -111,17 +111,13 @@ class ApoloClient:
         except (aiohttp.ClientError, OSError) as cause:
             raise SourceError(f"{_shown(url)}: the list breaks off: {_told(cause)}") from cause
 
-    async def put(self, url: URL, body: object) -> tuple[int, str]:
-        """(status, text) of a PUT, sent once. Raises: SourceError where there is no answer."""
-        return await self._send("PUT", url, body)
-
     async def missing_rights(self, admin_url: URL, needed: Params) -> list[str]:
         """Which of the rights (uri, action) the token does not have, as `action uri`.
 
         Raises: SourceError where the platform does not say.
         """
         url = admin_url / "users" / self.user() / "permissions" / "check"
-        status, text = await self._send("POST", url, [{"uri": uri, "action": action} for uri, action in needed])
+        status, text = await self._post(url, [{"uri": uri, "action": action} for uri, action in needed])
         if status == 200:
             return []
         if status == 403:
@@ -148,10 +144,10 @@ class ApoloClient:
             ) from None
         return str(user)
 
-    async def _send(self, method: str, url: URL, body: object) -> tuple[int, str]:
+    async def _post(self, url: URL, body: object) -> tuple[int, str]:
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                async with self._open().request(method, url, json=body, headers=self._headers()) as response:
+                async with self._open().post(url, json=body, headers=self._headers()) as response:
                     return response.status, await response.text(errors="replace")
         except TimeoutError:
             raise SourceError(f"{_shown(url)} gave no answer within {self._timeout_seconds:g} s") from None

@@ -1,4 +1,4 @@
-"""A thin client of the Kubernetes API: what the source reads and what the actions write."""
+"""A thin client of the Kubernetes API: lists and watches."""
 
 from __future__ import annotations
 
@@ -55,12 +55,7 @@ class KubernetesClient:
 
     async def get(self, path: str, params: Mapping[str, str]) -> bytes:
         """The body of an answer 200. Raises: KubernetesError."""
-        async with self._answer("GET", path, params) as response:
-            return await response.read()
-
-    async def send(self, method: str, path: str, body: object, content_type: str = "application/json") -> bytes:
-        """The body of an answer 2xx to a write, which is sent once. Raises: KubernetesError."""
-        async with self._answer(method, path, {}, body, content_type) as response:
+        async with self._answer(path, params) as response:
             return await response.read()
 
     async def watch(self, path: str, params: Mapping[str, str], seconds: float) -> AsyncIterator[bytes]:
@@ -72,7 +67,7 @@ class KubernetesClient:
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=self._timeout_seconds, sock_read=seconds + self._timeout_seconds
         )
-        async with self._answer("GET", path, params, timeout=timeout) as response:
+        async with self._answer(path, params, timeout=timeout) as response:
             yield b""
             rest = b""
             async for chunk in response.content.iter_any():
@@ -87,21 +82,16 @@ class KubernetesClient:
     @asynccontextmanager
     async def _answer(
         self,
-        method: str,
         path: str,
         params: Mapping[str, str],
-        body: object = None,
-        content_type: str = "application/json",
         timeout: aiohttp.ClientTimeout | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        where = f"{method} {path}"
+        where = f"GET {path}"
         try:
-            async with self._open().request(
-                method,
+            async with self._open().get(
                 self.url / path.lstrip("/"),
                 params=params,
-                json=body,
-                headers=self._headers(None if body is None else content_type),
+                headers=self._headers(),
                 timeout=timeout or aiohttp.ClientTimeout(total=self._timeout_seconds),
             ) as response:
                 if response.status >= 300:
@@ -128,10 +118,8 @@ class KubernetesClient:
             raise KubernetesError(f"the certificates for {self.url} cannot be loaded: {error}") from error
         return context
 
-    def _headers(self, content_type: str | None) -> dict[str, str]:
+    def _headers(self) -> dict[str, str]:
         headers = {"Accept": "application/json"}
-        if content_type is not None:
-            headers["Content-Type"] = content_type
         if self._token is not None:
             try:
                 headers["Authorization"] = f"Bearer {self._token.read()}"
