@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +9,8 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import click
+
+from ledger import csv_text
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -26,11 +27,10 @@ def print_json(value: Any) -> None:
 
 
 def print_csv(columns: Sequence[str], rows: Rows) -> None:
-    """A header and the rows; absent is empty."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_text(row.get(column), absent="") for column in columns])
+    """A header and the rows; absent is empty, and no name is a formula."""
+    texts = ({column: _text(row.get(column), absent="") for column in columns} for row in rows)
+    for line in csv_text.lines(columns, texts):
+        click.echo(line, nl=False)
 
 
 def print_table(

@@ -24,7 +24,7 @@ def cell(value: Any) -> str:
 def lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """A header and a line for each row, each with its line end."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\r\n")
+    writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([cell(column) for column in columns])
     for row in rows:
         yield _take(buffer)

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 from ledger import csv_text, keys
 from ledger.accounts import GrantRecord
-from ledger.clock import format_time, parse_time
+from ledger.clock import format_time, from_us, parse_time
 from ledger.connect import again
 from ledger.errors import InvalidRequest, UnknownOrg
 from ledger.lua import text
@@ -157,7 +158,8 @@ async def statement(ledger: Ledger, org: str, month: str, timezone: str = "UTC")
     since, until = month_bounds(month, timezone)
     if org not in await ledger.accounts.orgs():
         raise UnknownOrg(f"no org {org!r}; `credits grant {org} CREDITS` creates it")
-    entries, charged_until = await _entries(ledger, org)
+    entries = await entries_of(ledger, org)
+    marks = await ledger.charging.source_marks()
     used = await usage(ledger, UsageQuery(from_us=since, to_us=until, org=org, group_by=_GROUPS))
     since, until = used.from_us, used.to_us  # where hours are not kept any more, the days that are
     before = await _charged_before(ledger, org, since)
@@ -173,7 +175,7 @@ async def statement(ledger: Ledger, org: str, month: str, timezone: str = "UTC")
         closing_micro=opening + sum(map(_signed, within)) - used.total_micro,
         entries=within,
         charges=tuple(_charges(used)),
-        charged_until_us=charged_until,
+        charged_until_us=max(marks.values(), default=None),
     )
     assert found.closing_micro == (
         found.opening_micro
@@ -200,11 +202,16 @@ async def _charged_before(ledger: Ledger, org: str, us: int) -> int:
     return (await usage(ledger, UsageQuery(from_us=first, to_us=us, org=org, group_by=()))).total_micro
 
 
-async def _entries(ledger: Ledger, org: str) -> tuple[list[Entry], int | None]:
-    """(all that came and went but charges, by time; instant of the last snapshot that was charged)."""
+def last_month(now_us: int, timezone: str) -> str:
+    """The last month that is over, like `2026-10`. Raises: InvalidRequest for a time zone that is none."""
+    start, _ = step_bounds("month", check_zone(timezone), now_us)
+    return f"{from_us(start - 1).astimezone(ZoneInfo(timezone)):%Y-%m}"
+
+
+async def entries_of(ledger: Ledger, org: str) -> list[Entry]:
+    """All that came to an org and went but its charges, by time, up to now."""
     client: Any = ledger.client
-    names = keys.of_org(org)
-    purse = {text(k): v for k, v in (await again(partial(client.hgetall, names.purse))).items()}
+    purse = {text(k): v for k, v in (await again(partial(client.hgetall, keys.of_org(org).purse))).items()}
     entries = []
     for record in await ledger.accounts.grants(org):
         micro = parse_credits(record.credits)
@@ -214,9 +221,8 @@ async def _entries(ledger: Ledger, org: str) -> tuple[list[Entry], int | None]:
             # What is left after the end is never spent any more, but by late charges of the time before it.
             left = int(purse[record.key].split(b"|")[2])
             entries.append(Entry("expired", parse_time(record.expires_at), left, record.source, record.reason))
-    entries = [entry for entry in entries if entry.at_us <= ledger.clock()]  # what is yet to come is no balance
-    marks = await ledger.charging.source_marks()
-    return sorted(entries, key=lambda entry: (entry.at_us, entry.what)), max(marks.values(), default=None)
+    now = ledger.clock()
+    return sorted((e for e in entries if e.at_us <= now), key=lambda entry: (entry.at_us, entry.what))
 
 
 def is_correction(record: GrantRecord) -> bool:

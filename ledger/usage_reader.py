@@ -150,12 +150,32 @@ class OrgReader:
             for (_, sink), bucket in zip(some, await again(partial(self._hashes, [k for k, _ in some])), strict=True):
                 sink.add(bucket)
 
-    async def _hashes(self, names: Sequence[str]) -> list[dict[bytes, bytes]]:
+    async def hours(
+        self, until: int, fields: Sequence[str] | None = None
+    ) -> AsyncIterator[tuple[int, dict[bytes, bytes]]]:
+        """(hour, its bucket) of all hours before an instant, ascending; of the buckets all, or only some fields."""
+        names, last = self._keys, f"({until // 1_000_000}"
+        found = await again(partial(self._client.zrangebyscore, names.hours, "-inf", last))
+        width = len(fields) if fields is not None else 2 * len(self.rows)
+        batch = max(1, min(_KEYS_AT_ONCE, _FIELDS_AT_ONCE // (width + 1)))
+        for start in range(0, len(found), batch):
+            hours = [int(hour) * 1_000_000 for hour in found[start : start + batch]]
+            buckets = await again(partial(self._hashes, [names.bucket(hour) for hour in hours], fields))
+            for hour, bucket in zip(hours, buckets, strict=True):
+                yield hour, bucket
+
+    async def _hashes(self, names: Sequence[str], fields: Sequence[str] | None = None) -> list[dict[bytes, bytes]]:
         async with self._client.pipeline(transaction=False) as pipe:
             for name in names:
-                pipe.hgetall(name)
-            found: list[dict[bytes, bytes]] = await pipe.execute()
+                if fields is None:
+                    pipe.hgetall(name)
+                else:
+                    pipe.hmget(name, fields)
+            found: list[Any] = await pipe.execute()
+        if fields is None:
             return found
+        asked = [field.encode() for field in fields]
+        return [{f: v for f, v in zip(asked, values, strict=True) if v is not None} for values in found]
 
     def _cover(self, since: int, until: int, hours: list[int], kept: set[str]) -> Iterator[str]:
         """Keys whose hashes add up to [since, until): months and days that are rolled up, else hours."""
