@@ -21,6 +21,7 @@ from enforcer.metrics import EnforcerMetrics
 from enforcer.orgs import OrgsApi
 from enforcer.problems import problems
 from enforcer.server import serving
+from enforcer.usage_api import UsageApi
 from ledger.clock import Clock, now_us
 from ledger.store import Ledger, open_ledger
 
@@ -46,6 +47,7 @@ def build_app(
         *AdmissionApi(desk).routes(),
         *slurm.routes(),
         *OrgsApi(ledger).routes(),
+        *UsageApi(ledger).routes(),
         Route("GET", "/metrics", metrics.serve, None),
         Route("GET", "/-/healthy", _healthy, None),
         Route("GET", "/-/ready", _ready, None),
