@@ -220,7 +220,10 @@ class KubeApi:
         body = self.objects.get(self._key(request))
         if body is None:
             return self._failure(404, "not found")
-        merged = _merge(copy.deepcopy(body), await request.json())
+        patch = await request.json()
+        if patch.get("metadata", {}).get("uid", body["metadata"]["uid"]) != body["metadata"]["uid"]:
+            return self._failure(409, "the UID in the precondition does not match the UID in record")
+        merged = _merge(copy.deepcopy(body), patch)
         return web.json_response(await self.put(self._key(request)[0], merged))
 
     async def _event(self, request: web.Request) -> web.Response:
@@ -235,6 +238,9 @@ class KubeApi:
         eviction = await request.json()
         if eviction.get("apiVersion") != "policy/v1" or eviction.get("kind") != "Eviction":
             return self._failure(400, "not an Eviction")
+        wanted = (eviction.get("deleteOptions") or {}).get("preconditions", {}).get("uid")
+        if wanted not in (None, body["metadata"]["uid"]):
+            return self._failure(409, "the UID in the precondition does not match the UID in record")
         if body["metadata"]["name"] in self.blocked:
             return self._failure(
                 429, "Cannot evict pod as it would violate the pod's disruption budget.", **{"Retry-After": "0"}
