@@ -23,7 +23,7 @@ from exporter.health import LedgerHealth
 from exporter.ledger_text import LedgerText
 from exporter.operations import Operations
 from exporter.rates import RatesInForce
-from exporter.retire import retire_sources
+from exporter.retire import retire_idle, retire_old
 from exporter.rounds import Books, RoundReport, Rounds
 from exporter.schedule import Schedule
 from exporter.server import Answers, application, listening
@@ -38,6 +38,7 @@ from ledger.store import Ledger, open_ledger
 
 log = logging.getLogger(__name__)
 _PING_SECONDS = 2.0
+_WATCH_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,9 @@ async def exporting(settings: Settings, clock: Clock | None = None) -> AsyncIter
         port = await stack.enter_async_context(listening(application(answers), settings.exporter.listen, remedy))
         await stack.enter_async_context(_task(reloader.run()))
         await stack.enter_async_context(_task(verification.run()))
+        configured = {s.name for s in settings.sources}
+        watch = max(_WATCH_SECONDS, 4 * settings.metering.interval_seconds)
+        await stack.enter_async_context(_task(retire_idle(metering.books, configured, watch)))
         schedule = Schedule(metering.jobs, settings.metering.interval_seconds)
         schedule.start()
         stack.push_async_callback(schedule.stop)
@@ -129,6 +133,7 @@ class _Metering:
     """An open ledger, and rounds of every configured source."""
 
     ledger: Ledger
+    books: Books
     rates: RatesInForce
     view: View
     jobs: list[SourceRounds]
@@ -144,7 +149,7 @@ async def _metering(settings: Settings, plans: Mapping[str, RatePlan], clock: Cl
         priced = [s for s in settings.sources if isinstance(s, ApoloSettings) and s.use_platform_rates]
         rates = RatesInForce(ledger.rates, plans, {s.cluster for s in settings.sources}, {s.cluster for s in priced})
         await rates.publish()
-        await retire_sources(books, {s.name for s in settings.sources})
+        await retire_old(books, {s.name for s in settings.sources}, (clock or now_us)())
         sources = make_sources(settings.sources, rates.priced_apps, clock or now_us)
         for source in sources:
             stack.push_async_callback(source.close)
@@ -164,7 +169,7 @@ async def _metering(settings: Settings, plans: Mapping[str, RatePlan], clock: Cl
                 if job.health.name == name:
                     job.health.charged_us = job.health.snapshot_us = mark
         await view.refresh()
-        yield _Metering(ledger, rates, view, jobs)
+        yield _Metering(ledger, books, rates, view, jobs)
 
 
 def _hold_us(settings: Settings, source: Source) -> int:

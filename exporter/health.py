@@ -6,6 +6,8 @@ import logging
 import re
 from dataclasses import dataclass, field
 
+from ledger.errors import CreditsError
+
 log = logging.getLogger("exporter")
 
 
@@ -48,7 +50,7 @@ class Once:
         kind = re.sub(r"\d+", "#", f"{type(error).__name__}: {error}")
         if kind not in self._told:
             self._told.add(kind)
-            unexpected = type(error).__module__ == "builtins"
+            unexpected = not isinstance(error, CreditsError)
             text = f"{type(error).__name__}: {error}" if unexpected else str(error)
             log.error("%s: %s%s", self.what, text, remark, exc_info=error if unexpected else None)
 

@@ -69,9 +69,13 @@ class Schedule:
         if self._watch is not None:
             self._watch.cancel()
         self._scheduler.pause()
-        under_way = [task for job in self._jobs if (task := job.give_up()) is not None]
-        if under_way:
-            await asyncio.wait(under_way, timeout=self._drain_seconds)
+        deadline = time.monotonic() + self._drain_seconds
+        while under_way := [task for job in self._jobs if (task := job.give_up()) is not None]:
+            rest = deadline - time.monotonic()
+            if rest <= 0:
+                log.warning("A commit that does not end is given up; the next start goes on from what is written.")
+                break
+            await asyncio.wait(under_way, timeout=min(rest, _LOOK_SECONDS))
         self._scheduler.shutdown(wait=False)
         await asyncio.gather(*under_way, return_exceptions=True)
 

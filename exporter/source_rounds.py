@@ -90,6 +90,7 @@ class SourceRounds:
         health = self.health
         try:
             snapshot, since = await self._ask()
+            self._leave_if_given_up()
             self._committing = True
             report = await self._take(snapshot, since)
             if report.failed:
@@ -114,17 +115,23 @@ class SourceRounds:
         self._once.warn("slow", "a round takes longer than metering.interval_seconds; the next one waits for it.")
 
     def give_up(self) -> asyncio.Task[None] | None:
-        """Stop asking; a commit under way goes on. Returns what there is to wait for."""
+        """Stop asking; a commit under way goes on. Returns what there is to wait for. May be called again."""
         self._given_up = True
         if self._task is not None and not self._committing:
             self._task.cancel()
         return self._task
+
+    def _leave_if_given_up(self) -> None:
+        # A cancellation can be lost: asyncio.wait_for swallows one that comes together with the result.
+        if self._given_up:
+            raise asyncio.CancelledError
 
     async def _ask(self) -> tuple[Snapshot, int | None]:
         health, source = self.health, self._rounds.source
         since = await self._rounds.ledger.charging.source_mark(source.name)
         if since is not None:
             health.charged_us = max(health.charged_us or 0, since)
+        self._leave_if_given_up()
         began = time.monotonic()
         table: RateTable | None = None
         try:

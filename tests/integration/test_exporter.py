@@ -22,6 +22,8 @@ from config.settings import AdmissionSettings, ExporterSettings
 from config.sources import JsonSource
 from config.values import Address
 from exporter.app import exporting, run_once, serve
+from exporter.retire import retire_idle, retire_old
+from exporter.rounds import Books
 from exporter.server import CannotListen
 from ledger import keys
 from ledger.admission import AdmissionRequest
@@ -344,6 +346,27 @@ async def test_what_a_removed_source_had_set_aside_is_free_at_the_next_start(
     assert not [r for r in caplog.records if "not configured" in r.getMessage()]
 
 
+async def test_a_source_that_another_exporter_metered_lately_is_not_taken_for_gone_until_it_stays_still(
+    tmp_path: Path, valkey_url: str, ledger: Ledger, cluster: FileCluster
+) -> None:
+    await ledger.accounts.grant("acme", 100_000_000, key="k1", who="t")
+    cluster.job("a", started_us=now_us() - HOUR)
+    cluster.show(now_us())
+    theirs = settings_of(tmp_path, valkey_url, cluster.source("theirs"))
+    await run_once(theirs)
+    books = Books(ledger)
+    await retire_old(books, {"ours"}, now_us())
+    assert (await ledger.accounts.balance("acme")).held_micro == 250_000
+    watching = asyncio.create_task(retire_idle(books, {"ours"}, 0.01))
+    await until(lambda: _holds_nothing(ledger))
+    watching.cancel()
+    # It was only slow: its next round sets everything aside again.
+    cluster.show(now_us())
+    await run_once(theirs)
+    assert (await ledger.accounts.balance("acme")).held_micro == 250_000
+    assert (await verify(ledger))["ok"]
+
+
 async def test_nothing_is_set_aside_where_nothing_is_refused(
     tmp_path: Path, valkey_url: str, ledger: Ledger, cluster: FileCluster
 ) -> None:
@@ -463,6 +486,11 @@ async def _sum_is(url: str, expected: int) -> bool:
 
 async def _spent_is(ledger: Ledger, micro: int) -> bool:
     return sum((await spent(ledger)).values()) == micro
+
+
+async def _holds_nothing(ledger: Ledger) -> bool:
+    balance = await ledger.accounts.balance("acme")
+    return (balance.held_micro, balance.burn_micro) == (0, 0)
 
 
 async def _plan_has(ledger: Ledger, nano: int) -> bool:
