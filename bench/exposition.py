@@ -1,6 +1,6 @@
 """How long a scrape of many rows takes, beside prometheus_client's own collector on the same rows.
 
-python bench/exposition.py [ROWS]
+python -m bench.exposition [ROWS]
 """
 
 from __future__ import annotations

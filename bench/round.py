@@ -1,6 +1,6 @@
 """A round over many running workloads, from a parsed snapshot to the commit, on a server of its own.
 
-python bench/round.py [WORKLOADS]
+python -m bench.round [WORKLOADS]
 
 The bound in the same run: one script call a workload, pipelined, as a meter without rows would have to do.
 """
