@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from ledger import keys
 from ledger.connect import Client, again
@@ -58,39 +58,58 @@ class Script:
 
         Raises: LedgerUnavailable also when the disk does not confirm in time; a retry is safe.
         """
-        answer = await self(names, arguments)
-        await again(lambda: self._wait_for_disk(names[0]))
-        return answer
+        return await again(lambda: self._once_durably(names, arguments))
 
-    async def _wait_for_disk(self, name: str) -> None:
-        # WAITAOF waits for what its own connection wrote; the log is sequential, so a write after ours covers ours.
-        marker = ("HSET", name, "synced", "1")
-        if isinstance(self._client, Redis):
-            async with self._client.pipeline(transaction=False) as pipe:
-                pipe.execute_command(*marker)
-                pipe.execute_command("WAITAOF", 1, 0, _WAIT_MS)
-                result = (await pipe.execute(raise_on_error=False))[1]
-        else:
-            node: Any = self._client.get_node_from_key(name)
-            connection = node.acquire_connection()
-            try:
-                await connection.send_packed_command(connection.pack_commands([marker]), False)
-                await node.parse_response(connection, "HSET")
-                await connection.send_packed_command(connection.pack_commands([("WAITAOF", 1, 0, _WAIT_MS)]), False)
-                try:
-                    result = await node.parse_response(connection, "WAITAOF")
-                except RedisError as e:
-                    result = e
-            finally:
-                node.release(connection)
-        if isinstance(result, RedisError):
-            if "unknown command" in str(result) or "appendonly is disabled" in str(result):
-                return  # docs/architecture.md says what then holds
-            raise result
-        if int(result[0]) < 1:
+    async def _once_durably(self, names: Sequence[str], arguments: Sequence[Any]) -> Any:
+        # WAITAOF waits for what its own connection wrote, so the script goes over the same one: a server that lost
+        # the write and came back meanwhile must not confirm it. The marker is for a script that is only repeated
+        # and writes nothing: the log is sequential, so a write after the first covers it.
+        call = ("EVALSHA", self.digest, len(names), *names, *arguments)
+        marker = ("HSET", names[0], "synced", "1")
+        wait = ("WAITAOF", 1, 0, _WAIT_MS)
+        if not isinstance(self._client, Redis):
+            await self(names, arguments)  # finds the node, and repeating it is safe
+        answer, marked, waited = await self._together(names[0], call, marker, wait)
+        if isinstance(answer, NoScriptError):
+            call = ("EVAL", self._text, *call[2:])
+            answer, marked, waited = await self._together(names[0], call, marker, wait)
+        for error in (answer, marked):
+            if isinstance(error, RedisError):
+                raise error
+        if isinstance(waited, RedisError):
+            if "unknown command" not in str(waited) and "appendonly is disabled" not in str(waited):
+                raise waited
+            return answer  # docs/architecture.md says what then holds
+        if int(waited[0]) < 1:
             raise LedgerUnavailable(
                 "the ledger's server did not confirm the write to its disk in time; a retry is safe"
             )
+        return answer
+
+    async def _together(self, name: str, *commands: tuple[Any, ...]) -> list[Any]:
+        """Answers, or errors, of commands over one connection to the node that has a key."""
+        if isinstance(self._client, Redis):
+            async with self._client.pipeline(transaction=False) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                return list(await pipe.execute(raise_on_error=False))
+        node: Any = self._client.get_node_from_key(name)
+        connection = node.acquire_connection()
+        answers: list[Any] = []
+        try:
+            for command in commands:
+                await connection.send_packed_command(connection.pack_commands([command]), False)
+                try:
+                    answers.append(await node.parse_response(connection, command[0]))
+                except ResponseError as e:
+                    answers.append(e)
+        except BaseException:
+            # What is left unread would be taken for the answers of the next one.
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            node.release(connection)
+        return answers
 
 
 class Scripts:
@@ -102,7 +121,9 @@ class Scripts:
         self.budget_remove = Script(client, "budget_remove")
         self.budget_set = Script(client, "budget_set")
         self.charge = Script(client, "charge")
+        self.forget = Script(client, "forget")
         self.grant = Script(client, "grant")
+        self.merge_hour = Script(client, "merge_hour")
         self.org = Script(client, "org")
         self.rates_clock = Script(client, "rates_clock")
         self.rates_publish = Script(client, "rates_publish")

@@ -5,6 +5,7 @@ What is listed at which poll follows from the poll's number; the account of what
 
 from __future__ import annotations
 
+import itertools
 import random
 from bisect import bisect_right
 from collections import defaultdict
@@ -52,10 +53,10 @@ class History:
         found: list[Life] = []
         for number in range(lives):
             marks = sorted(T0 + at for at in rng.sample(range(-HOUR, SPAN), rng.choice([2, 2, 4, 6, 8])))
-            who = dict(
-                id=f"job-{number}", org=rng.choice(ORGS), project=rng.choice(["vision", "nlp"]),
-                user=rng.choice(["ann", "bob"]), preset=rng.choice(PRESETS), app=rng.choice(["", "", "vllm"]),
-            )  # fmt: skip
+            who = {
+                "id": f"job-{number}", "org": rng.choice(ORGS), "project": rng.choice(["vision", "nlp"]),
+                "user": rng.choice(["ann", "bob"]), "preset": rng.choice(PRESETS), "app": rng.choice(["", "", "vllm"]),
+            }  # fmt: skip
             parts = [marks[:4], marks[4:]] if len(marks) == 8 else [marks]  # 8: requeued
             for part in parts:
                 pauses = tuple(zip(part[1:-1:2], part[2:-1:2], strict=True))
@@ -77,9 +78,7 @@ class History:
         return cls(instants, tuple(found), moves, hidden, volumes, prices, rng.choice([MINUTE, HOUR]))
 
     def plan(self) -> RatePlan:
-        steps = [
-            (at, RateTable(presets, apps, {"disk": DISK_NANO})) for at, presets, apps in self.prices.steps
-        ]
+        steps = [(at, RateTable(presets, apps, {"disk": DISK_NANO})) for at, presets, apps in self.prices.steps]
         return RatePlan(CLUSTER, ((0, steps[0][1]), *steps[1:]))
 
     def after(self, mark: int | None) -> int | None:
@@ -142,7 +141,7 @@ class History:
     def _post(buckets, last, cost, handover, key, first, then) -> int:  # type: ignore[no-untyped-def]
         edges = sorted({*range(T0, last, HOUR), last, *([handover] if handover is not None else [])})
         before = 0
-        for since, until in zip(edges, edges[1:], strict=False):
+        for since, until in itertools.pairwise(edges):
             micro = floor(cost(until)) - before
             before += micro
             if micro:
@@ -168,7 +167,7 @@ def _volume(rng: random.Random, number: int, polls: int) -> Volume:
 
 def _stored(sizes: list[tuple[int, int]], until: int) -> Fraction:
     total = Fraction(0)
-    for (at, size), (stop, _) in zip(sizes, sizes[1:], strict=False):
+    for (at, size), (stop, _) in itertools.pairwise(sizes):
         if at < until:
             total += Fraction(DISK_NANO * size * (min(stop, until) - at), GIGA * 1000 * HOUR)
     return total

@@ -2,40 +2,201 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import json
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from redis.asyncio import UnixDomainSocketConnection
 
-from exporter.rounds import Books, Rounds
+from exporter.rounds import Rounds
+from ledger import keys
 from ledger.model import Observation, RatePlan, RateTable, Snapshot
 from ledger.store import Ledger, open_ledger
 from ledger.verify import verify
-from tests.histories import HOUR, T0
-from tests.servers import ServerProcess
+from tests.crash_history import SOURCE, History
+from tests.crash_worker import Nursery, give, rounds_of
+from tests.histories import HOUR, ORGS, T0
+from tests.integration.test_charges_equal_the_model import Bench
+from tests.servers import ServerProcess, wait_until
 
 pytestmark = pytest.mark.redis
 
 MakeServer = Callable[..., ServerProcess]
 
 
-class NoSource:
-    name = "test"
-    cluster = "default"
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    nursery = Nursery(tmp_path_factory.mktemp("nursery") / "children.log")
+    yield nursery
+    nursery.close()
 
 
-def rounds_of(ledger: Ledger) -> Rounds:
-    return Rounds(Books(ledger), NoSource(), hold_us=0)  # type: ignore[arg-type]
+async def equals_the_model(ledger: Ledger, history: History, polls: int | None = None) -> None:
+    it = Bench(ledger, "")
+    runs, buckets = history.expected(polls)
+    charged = {run: micro for run, micro in (await it.totals()).items() if micro}
+    assert charged == runs
+    assert await it.buckets() == buckets
+    report = await verify(ledger)
+    assert report["ok"], report["differences"]
 
 
-async def take(rounds: Rounds, hour: int, *workloads: Observation) -> None:
-    since = await rounds.ledger.charging.source_mark("test")
-    report = await rounds.take(Snapshot("test", "default", T0 + hour * HOUR, workloads), since)
-    assert not report.failed
+# -- random moments ---------------------------------------------------------------------------------------
+
+
+class Chaos:
+    """Exporters and a customer at work on a server, all of them killed at random moments."""
+
+    def __init__(self, server: ServerProcess, nursery: Nursery, directory: Path, seed: int, **history: Any) -> None:
+        self.server = server
+        self.nursery = nursery
+        self.rng = random.Random(seed)
+        self.told = {"seed": seed, **history}
+        self.history = History.of(**self.told)
+        self.log = directory / "customer.log"
+        self.kills: Counter[str] = Counter()
+        self.cuts: list[tuple[int, int]] = []
+        self.floor = 0
+        self._exporters: list[int] = []
+        self._customer = 0
+
+    async def run(self, kills: int, exporters: int, cuts: bool) -> None:
+        async with open_ledger(self.server.url, epoch_us=T0) as ledger:
+            await ledger.rates.publish(self.history.plan())
+        self.floor = self.server.log_size()
+        self._exporters = [self._export() for _ in range(exporters)]
+        self._customer = self._spend()
+        while self.kills.total() < kills:
+            await asyncio.sleep(self.rng.random() * self.rng.choice([0.005, 0.02, 0.08]))  # the random moment itself
+            self._kill(cuts)
+        wait_until(self._exporters_are_done, 60, "the exporters' end")
+        self.nursery.kill9(self._customer)
+
+    def _kill(self, cuts: bool) -> None:
+        whom = self.rng.choices(["exporter", "server", "customer"], [0.6, 0.25, 0.15])[0]
+        if whom == "server":
+            self.server.kill9()
+            if cuts and self.rng.random() < 0.7:
+                room = self.server.log_size() - self.floor
+                self.server.cut_tail(self.rng.randrange(min(room, self.rng.choice([100, 10_000, 100_000])) + 1))
+                self.cuts.append((time.monotonic_ns(), self.server.log_size()))
+            self.server.start()
+            self.kills[whom] += 1
+        elif whom == "customer":
+            self.kills[whom] += self.nursery.kill9(self._customer)
+            self._customer = self._spend()
+        else:
+            victim = self.rng.randrange(len(self._exporters))
+            self.kills[whom] += self.nursery.kill9(self._exporters[victim])
+            self._exporters[victim] = self._export()
+
+    def _export(self) -> int:
+        return self.nursery.start("export", url=self.server.url, history=self.told)
+
+    def _spend(self) -> int:
+        return self.nursery.start(
+            "spend", url=self.server.url, seed=self.rng.randrange(10**9), log=str(self.log),
+            directory=str(self.server.directory),
+        )  # fmt: skip
+
+    def _exporters_are_done(self) -> bool:
+        statuses = {pid: self.nursery.status(pid) for pid in self._exporters}
+        bad = {pid: status for pid, status in statuses.items() if status}
+        assert not bad, f"exporters ended with {bad}:\n{self.nursery.log.read_text()[-4000:]}"
+        self._exporters = [pid for pid, status in statuses.items() if status is None]
+        return not self._exporters
+
+    async def grants_are_exact(self, ledger: Ledger) -> None:
+        """Acknowledged grants are there unless their part of the log was cut off; asked again, none is given twice."""
+        notes = [json.loads(line) for line in self.log.read_text().splitlines()]
+        asked = {note["asked"]["key"]: note["asked"] for note in notes if "asked" in note}
+        present = {record.key for org in ORGS for record in await ledger.accounts.grants(org)}
+        for note in notes:
+            if "acknowledged" in note and all(kept >= note["log_size"] for at, kept in self.cuts if at > note["at"]):
+                assert note["acknowledged"] in present
+        assert present <= asked.keys()
+        bodies = list(asked.values())
+        known = await asyncio.gather(*(give(ledger, body) for body in bodies))
+        assert {body["key"] for body, was_known in zip(bodies, known, strict=True) if was_known} == present
+        expected: dict[str, int] = defaultdict(int)
+        for body in asked.values():
+            expected[body["org"]] += body["micro"]
+        for org, micro in expected.items():
+            assert (await ledger.accounts.balance(org)).granted_micro == micro
+            entries = [entry async for entry in journal(ledger, org) if entry["type"] == "grant"]
+            assert sorted(entry["key"] for entry in entries) == sorted(k for k, b in asked.items() if b["org"] == org)
+
+
+async def journal(ledger: Ledger, org: str) -> AsyncIterator[dict[str, Any]]:
+    cursor = None
+    while True:
+        entries, cursor = await ledger.accounts.journal(org, cursor)
+        for entry in entries:
+            yield entry
+        if cursor is None:
+            return
+
+
+async def no_hold_leaks(ledger: Ledger) -> None:
+    deadline = time.monotonic() + 10
+    for org in ORGS:
+        while (await ledger.accounts.balance(org)).holds:
+            assert time.monotonic() < deadline, "holds outlived their time"
+            await asyncio.sleep(0.02)
+        assert not await ledger.client.hgetall(keys.of_org(org).held)
+
+
+async def chaos(
+    server: ServerProcess, nursery: Nursery, directory: Path, seed: int, *, kills: int, exporters: int, cuts: bool,
+    polls: int,
+) -> None:  # fmt: skip
+    it = Chaos(server, nursery, directory, seed, polls=polls, plain=cuts)
+    began = time.monotonic()
+    await it.run(kills, exporters, cuts)
+    async with open_ledger(server.url, epoch_us=T0) as ledger:
+        await equals_the_model(ledger, it.history)
+        last = len(it.history.polls) - 1
+        await rounds_of(ledger).take(it.history.snapshot(last), it.history.polls[last])
+        await equals_the_model(ledger, it.history)
+        await it.grants_are_exact(ledger)
+        await no_hold_leaks(ledger)
+        await equals_the_model(ledger, it.history)
+    print(f"seed {seed}: {dict(it.kills)}, {len(it.cuts)} cuts, {time.monotonic() - began:.1f} s")
+
+
+@pytest.mark.parametrize("cuts", [False, True], ids=["whole log", "lost tail"])
+async def test_kill_9_at_random_moments(make_server: MakeServer, nursery: Nursery, tmp_path: Path, cuts: bool) -> None:
+    await chaos(make_server(), nursery, tmp_path, 1, kills=30, exporters=2, cuts=cuts, polls=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cuts", [False, True], ids=["whole log", "lost tail"])
+@pytest.mark.parametrize("exporters", [1, 2])
+@pytest.mark.parametrize("seed", [2, 3])
+async def test_kill_9_hundreds_of_times(
+    make_server: MakeServer, nursery: Nursery, tmp_path: Path, seed: int, exporters: int, cuts: bool
+) -> None:
+    await chaos(make_server(), nursery, tmp_path, seed, kills=100, exporters=exporters, cuts=cuts, polls=800)
+
+
+# -- every moment -----------------------------------------------------------------------------------------
 
 
 def job(number: int, ended_hour: int | None = None) -> Observation:
     ended = None if ended_hour is None else T0 + ended_hour * HOUR
     return Observation(f"job-{number}", "job", "acme", "vision", "ann", "small", "", T0, ended)
+
+
+async def take(rounds: Rounds, hour: int, *workloads: Observation) -> None:
+    since = await rounds.ledger.charging.source_mark(SOURCE)
+    report = await rounds.take(Snapshot(SOURCE, "default", T0 + hour * HOUR, workloads), since)
+    assert not report.failed
 
 
 async def test_an_exporter_that_outlives_a_lost_tail_charges_what_was_lost_again(make_server: MakeServer) -> None:
@@ -53,3 +214,31 @@ async def test_an_exporter_that_outlives_a_lost_tail_charges_what_was_lost_again
         await take(rounds, 4)
         assert (await ledger.accounts.balance("acme")).spent_micro == 2_000_000
         assert (await verify(ledger))["ok"]
+
+
+async def test_a_grant_that_the_log_lost_before_it_was_durable_is_not_acknowledged_unseen(
+    make_server: MakeServer,
+) -> None:
+    server = make_server()
+
+    class Cut(UnixDomainSocketConnection):
+        left = 1
+
+        async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+            if Cut.left and b"WAITAOF" in b"".join([command] if isinstance(command, bytes) else command):
+                Cut.left = 0
+                server.kill9()
+                server.cut_tail(server.log_size() - before)
+                server.start()
+            await super().send_packed_command(command, check_health)
+
+    async with open_ledger(server.url, epoch_us=T0) as ledger:
+        await ledger.accounts.grant("acme", 1, key="first", who="test")
+        before = server.log_size()
+        pool: Any = ledger.client.connection_pool
+        await pool.disconnect()
+        pool.connection_class = Cut
+        pool.reset()
+        await ledger.accounts.grant("acme", 2, key="second", who="test")
+        assert not Cut.left
+        assert (await ledger.accounts.balance("acme")).granted_micro == 3
