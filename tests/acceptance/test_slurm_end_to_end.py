@@ -1,259 +1,36 @@
 """From a real scheduler to a refused job: Slurm, exporter, enforcer, Prometheus and command line, all of them real.
 
-Charges are compared with Slurm's own accounting times the rate, to the micro-credit. Each test has an org of its own.
+Each test has an org of its own.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ledger.clock import format_time
-from ledger.money import format_micro, parse_credits, parse_rate
-from tests.cli_lab import Lab
-from tests.prometheus_lab import Prometheus, prometheus
-from tests.slurm_lab import Run, SbatchRefused, SlurmLab, free_ports, missing_for_lab, wait_until
+from ledger.money import format_micro, parse_credits
+from tests.slurm_lab import Run, SbatchRefused, SlurmLab, missing_for_lab, wait_until
+from tests.slurm_site import BUDGET_SECONDS, BURNER, GPU, PAIR, Charge, Site, charge, paid_site
 
 pytestmark = [pytest.mark.slurm, pytest.mark.prometheus, pytest.mark.slow]
 
-HOOK = Path(__file__).parents[2] / "deploy" / "slurm"
-RATES = {
-    "cpu": "1.234567891",
-    "gpu-one": "40.5",
-    "gpu-pair": "80.999999999",
-    "burner": "36000",  # 10 credits a second
-}
-LABELS = ("cluster", "org", "project", "user", "kind", "resource", "app")
-BUDGET_SECONDS = 0.15
-Charge = tuple[str, str, str, str, str, str]
-"""project, preset, id, start, end, credits."""
-
-
-class Service:
-    """`credits exporter` or `credits enforcer` as a process of its own."""
-
-    def __init__(self, desk: Lab, command: str, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        self.log = desk.directory / f"{command}.log"
-        self._desk = desk
-        self._command = command
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "cli.main", self._command],
-                cwd=self._desk.directory, env=self._desk.environment(),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        wait_until(f"{self._command} is ready", self._is_ready, 30)
-
-    def send(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, number)
-        if number in (signal.SIGKILL, signal.SIGTERM):
-            self._process.wait(20)
-
-    @contextmanager
-    def sent(self, number: signal.Signals) -> Iterator[None]:
-        """Stopped or killed for as long as the block lasts."""
-        self.send(number)
-        try:
-            yield
-        finally:
-            if number is signal.SIGSTOP:
-                self.send(signal.SIGCONT)
-            else:
-                self.start()
-
-    def end(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self.send(signal.SIGCONT)
-            self.send(signal.SIGTERM)
-
-    def _is_ready(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, self.log.read_text()[-2000:]
-        try:
-            urllib.request.urlopen(f"{self.url}/-/ready", timeout=2).close()
-        except (urllib.error.URLError, OSError):
-            return False
-        return True
-
-
-@dataclass
-class Site:
-    """A cluster whose work is paid for in credits."""
-
-    slurm: SlurmLab
-    desk: Lab
-    """Where an administrator types `credits`."""
-    exporter: Service
-    enforcer: Service
-    prometheus: Prometheus
-    hook: dict[str, str]
-    admin: str
-    """A token."""
-
-    def charges(self, org: str) -> set[Charge]:
-        """What the ledger says each run of an org cost."""
-        rows = self._usage("project,resource,workload", org)
-        names = ("project", "resource", "id", "started_at", "ended_at", "credits")
-        assert not any(Decimal(row.get("refunded", "0")) for row in rows)
-        return {tuple(str(row[name]) for name in names) for row in rows}  # type: ignore[misc]
-
-    def sums(self, org: str, by: str) -> dict[tuple[str, ...], str]:
-        return {tuple(row[name] or "" for name in by.split(",")): row["credits"] for row in self._usage(by, org)}
-
-    def seen_by_prometheus(self, org: str) -> dict[tuple[str, ...], str]:
-        """`credits_spent_total` by its labels as Prometheus holds it, in the digits of the ledger."""
-        found = self.prometheus.get("query", query=f'credits_spent_total{{org="{org}"}}')["result"]
-        return {
-            tuple(row["metric"].get(name, "") for name in LABELS): format_micro(parse_credits(row["value"][1]))
-            for row in found
-        }
-
-    def balance(self, org: str) -> dict[str, str]:
-        """Of an org, after a look at whether it adds up."""
-        found: dict[str, Any] = self.desk.json("balance", org)
-        amounts = {name: Decimal(found[name]) for name in ("granted", "expired", "spent", "held", "available")}
-        assert amounts["available"] == (amounts["granted"] - amounts["expired"] - amounts["spent"] - amounts["held"]), (
-            found
-        )
-        return found
-
-    def wait_charged(self, org: str, expected: set[Charge]) -> None:
-        """Until the exporter has charged what accounting says; the difference where it never does."""
-        try:
-            wait_until(f"{org} is charged", lambda: self.charges(org) == expected, 20, 0.2)
-        except TimeoutError:
-            assert self.charges(org) == expected
-            raise
-
-    def wait_scraped(self, org: str) -> None:
-        by = ",".join(LABELS)
-        try:
-            wait_until("scraped", lambda: self.seen_by_prometheus(org) == self.sums(org, by), 20, 0.2)
-        except TimeoutError:
-            assert self.seen_by_prometheus(org) == self.sums(org, by)
-            raise
-
-    def refusals(self, org: str) -> list[tuple[str, str]]:
-        """(code, how it was asked) of what the journal says was refused."""
-        request = urllib.request.Request(f"{self.enforcer.url}/v1/orgs/{org}/journal")
-        request.add_header("Authorization", f"Bearer {self.admin}")
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            items = json.load(answer)["items"]
-        return [(entry["code"], entry["via"]) for entry in items if entry["type"] == "refusal"]
-
-    def comment(self, job: int) -> str:
-        """What the hook noted with a job."""
-        jobs = json.loads(self.slurm.run("squeue", "--json"))["jobs"]
-        return str(next(one["admin_comment"] for one in jobs if one["job_id"] == job))
-
-    def _usage(self, by: str, org: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.desk.json("usage", "--org", org, "--group-by", by)["rows"]
-        return rows
-
-
-def charge(project: str, preset: str, run: Run) -> Charge:
-    """Slurm's elapsed time x rate, rounded down once."""
-    assert run.start is not None
-    assert run.end is not None
-    micro = run.elapsed * parse_rate(RATES[preset]) // (3600 * 1000)
-    start, end = (format_time(second * 1_000_000) for second in (run.start, run.end))
-    return project, preset, str(run.job_id), start, end, format_micro(micro)
+ORGS = {"initech": ("vision", "speech"), "globex": ("lab1",), "hooli": ("lab2",)}
+MINUTE = (*BURNER, "--time=1")
 
 
 @pytest.fixture(scope="module")
 def site(slurm_base: Path) -> Iterator[Site]:
     if reason := missing_for_lab():
         pytest.skip(reason)
-    with ExitStack() as stack:
-        slurm = SlurmLab(slurm_base / "paid", nodes=2, min_job_age=2, hook=HOOK)
-        stack.callback(slurm.stop)
-        slurm.start()
-        make_accounts(slurm)
-        directory = slurm_base / "credits"
-        directory.mkdir()
-        exporter_port, enforcer_port = free_ports(2)
-        desk = Lab(directory)
-        configure(desk, slurm, exporter_port, enforcer_port)
-        token = slurm.conf / "token"
-        token.touch(0o600)
-        token.write_text(desk.json("token", "create", "--role", "scheduler")["token"] + "\n")
-        admin = desk.json("token", "create", "--role", "admin")["token"]
-        exporter, enforcer = Service(desk, "exporter", exporter_port), Service(desk, "enforcer", enforcer_port)
-        for service in (exporter, enforcer):
-            stack.callback(service.end)
-            service.start()
-        scraped = directory / "prometheus.yml"
-        scraped.write_text(
-            "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
-            f"scrape_configs: [{{job_name: credits, static_configs: [{{targets: ['127.0.0.1:{exporter_port}']}}]}}]\n"
-        )
-        hook = {"address": f"127.0.0.1:{enforcer_port}", "token_file": str(token), "cluster": "hpc"}
-        hook |= {"budget_seconds": str(BUDGET_SECONDS), "cooldown_seconds": "1"}
-        slurm.write_hook_conf(hook)
-        server = stack.enter_context(prometheus(scraped, directory / "tsdb"))
-        found = Site(slurm, desk, exporter, enforcer, server, hook, admin)
-        wait_until("the account tree is known", lambda: is_admitting(found), 20, 0.2)
+    with paid_site(slurm_base / "paid", ORGS, metering={"interval_seconds": 1}) as found:
         yield found
-
-
-def make_accounts(slurm: SlurmLab) -> None:
-    """Orgs initech (vision, speech), globex (lab1) and hooli (lab2), below which alice and bob work."""
-    for org, accounts in {"initech": ("vision", "speech"), "globex": ("lab1",), "hooli": ("lab2",)}.items():
-        slurm.run("sacctmgr", "-i", "add", "account", org)
-        slurm.run("sacctmgr", "-i", "add", "account", *[",".join(accounts)], f"parent={org}")
-        slurm.run("sacctmgr", "-i", "add", "user", "alice,bob", f"account={','.join(accounts)}")
-
-
-def configure(desk: Lab, slurm: SlurmLab, exporter_port: int, enforcer_port: int) -> None:
-    source = {
-        "type": "slurm",
-        "cluster": "hpc",
-        "slurm_conf": str(slurm.slurm_conf),
-        "accounts": [
-            {"account": "lab*", "org": "{top}", "project": "group-{1}"},
-            {"account": "*", "org": "{top}", "project": "{account}"},
-        ],
-        "presets": [
-            {"gres": "gpu:a100=4", "preset": "burner"},
-            {"gres": "gpu:a100=2", "preset": "gpu-pair"},
-            {"gres": "gpu*", "preset": "gpu-one"},
-            {"partition": "*", "preset": "{partition}"},
-        ],
-    }
-    desk.settings(
-        metering={"interval_seconds": 1},
-        sources=[source],
-        exporter={"listen": f"127.0.0.1:{exporter_port}"},
-        enforcer={"listen": f"127.0.0.1:{enforcer_port}"},
-    )
-    desk.rates({"clusters": {"hpc": {"presets": {name: {"credits_per_hour": rate} for name, rate in RATES.items()}}}})
-
-
-def is_admitting(site: Site) -> bool:
-    """Whether the enforcer has read the account tree: it then knows that nobody has set up this org."""
-    with pytest.raises(SbatchRefused) as refused:
-        site.slurm.sbatch(account="proja", options=["--hold"])
-    return "no org 'acme'" in str(refused.value)
 
 
 @dataclass
@@ -267,11 +44,6 @@ class History:
         return {
             charge(*self.jobs[name][1:], run) for name, runs in self.recorded.items() for run in runs if run.elapsed > 0
         }
-
-
-GPU = ("-p", "gpu", "--gres=gpu:a100:1")
-PAIR = ("-p", "gpu", "--gres=gpu:a100:2")
-BURNER = ("-p", "gpu", "--gres=gpu:a100:4", "--time=1")
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +104,7 @@ def test_all_of_it_happened(history: History) -> None:
 
 
 def test_every_run_is_charged_what_accounting_says_times_rate(site: Site, history: History) -> None:
-    assert site.charges("initech") == history.charges()
+    assert site.charges_told("initech") == history.charges()
 
 
 def test_the_sums_of_every_tier_are_those_of_the_runs(site: Site, history: History) -> None:
@@ -367,9 +139,9 @@ def test_an_org_without_credits_is_refused_with_the_reason_until_there_is_a_gran
     desk.ok("org", "set", "globex", "--contact", "Gavin (gavin@globex.example)")
 
     # A minute of it is 600 credits: they are set aside, and a second one finds 50.
-    job = lab.sbatch("bob", "lab1", "sleep 300", BURNER)
+    job = lab.sbatch("bob", "lab1", "sleep 300", MINUTE)
     with pytest.raises(SbatchRefused, match=r"Org globex has 50 credits left.*this needs 600 credits to start"):
-        lab.sbatch("bob", "lab1", "sleep 300", BURNER)
+        lab.sbatch("bob", "lab1", "sleep 300", MINUTE)
     lab.wait_state(job, "RUNNING")
     wait_until("some of it is spent", lambda: Decimal(site.balance("globex")["spent"]) >= 60, 30, 0.1)
     lab.run("scancel", str(job))
@@ -381,7 +153,7 @@ def test_an_org_without_credits_is_refused_with_the_reason_until_there_is_a_gran
     assert (balance["spent"], balance["held"], balance["available"]) == (str(10 * run.elapsed), "0", str(left))
 
     with pytest.raises(SbatchRefused) as refused:
-        lab.sbatch("bob", "lab1", "sleep 1", BURNER)
+        lab.sbatch("bob", "lab1", "sleep 1", MINUTE)
     said = str(refused.value)
     for words in ("Org globex", f"{left} credits left", "needs 600 credits", "Ask Gavin (gavin@globex.example)"):
         assert words in said
@@ -390,7 +162,7 @@ def test_an_org_without_credits_is_refused_with_the_reason_until_there_is_a_gran
     cheap = lab.sbatch("bob", "lab1", "sleep 1", ["--time=1"])
 
     desk.ok("grant", "globex", "100", "--source", "purchase")
-    again = lab.sbatch("bob", "lab1", "sleep 2", BURNER)
+    again = lab.sbatch("bob", "lab1", "sleep 2", MINUTE)
     runs = [lab.wait_recorded(number)[0] for number in (cheap, again)]
     expected = {first, charge("group-1", "cpu", runs[0]), charge("group-1", "burner", runs[1])}
     site.wait_charged("globex", expected)
@@ -398,8 +170,13 @@ def test_an_org_without_credits_is_refused_with_the_reason_until_there_is_a_gran
     assert (balance["granted"], balance["held"]) == ("750", "0")
     assert parse_credits(balance["spent"]) == sum(parse_credits(amount) for *_, amount in expected)
     site.wait_scraped("globex")
-    wait_until("refusals are journaled", lambda: site.refusals("globex") == [("no_credits", "slurm")] * 2, 10)
+    wait_until("refusals are journaled", lambda: refusals(site) == [("no_credits", "slurm")] * 2, 10)
     assert desk.json("verify")["ok"]
+
+
+def refusals(site: Site) -> list[tuple[str, str]]:
+    """(code, how it was asked) of what the journal says globex was refused."""
+    return [(entry["code"], entry["via"]) for entry in site.journal("globex") if entry["type"] == "refusal"]
 
 
 def test_without_an_enforcer_the_hook_answers_at_once_as_it_is_told(site: Site) -> None:
