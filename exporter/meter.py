@@ -48,6 +48,9 @@ class Meter:
         self._unpriced: set[RunKey] = set()
         self.unpriced = 0
         """How many runs were found without a rate so far, each counted once."""
+        self._too_late: set[RunKey] = set()
+        self.too_late = 0
+        """How many runs came so late that they were not charged any more, each counted once."""
 
     def partial(self, state: OrgState, work: OrgWork, snapshot: Snapshot, lines: Lines) -> Plan:
         """Take up what is new and changed, and leave the runs that go on for `plan`."""
@@ -97,7 +100,7 @@ class Meter:
         taken = snapshot.taken_us
         key = key_of(observation)
         started = observation.started_us
-        since = max(taken if started is None else started, self.epoch_us)
+        since = max(taken if started is None else started, self.epoch_us, state.forgotten_us)
         origin = work.origins.get(key)
         if origin is not None:
             since = max(since, origin.at)
@@ -109,7 +112,9 @@ class Meter:
             since = max(since, over if other.ended_us is None else min(over, other.ended_us))
         ended = observation.ended_us
         if since > taken or (ended is not None and ended <= since):
-            return  # nothing to bill yet, or never: before the epoch
+            if ended is not None and self.epoch_us < ended <= state.forgotten_us:
+                self._note_too_late(observation)
+            return  # nothing to bill yet, or never: before the epoch, or too long ago to tell whether it was billed
         row = Row(
             self.cluster, observation.project, observation.user, observation.kind, observation.resource, observation.app
         )
@@ -196,7 +201,7 @@ class Meter:
         refunded = 0
         new_before = cumulative(run.points, ended, suspended, run.line, since)
         old_before = run.cumulative(min(since, until))
-        for slot in slots(since, taken, state.budgets):
+        for slot in slots(since, taken, state.budgets, state.grant_edges):
             new = cumulative(run.points, ended, suspended, run.line, slot[1])
             old = run.cumulative(min(slot[1], until)) if slot[0] < until else old_before
             micro = (new[0] // D - new_before[0] // D) - (old[0] // D - old_before[0] // D)
@@ -272,6 +277,12 @@ class Meter:
         if run.state == GONE:
             self.matcher.unwatch(run)
 
+    def _note_too_late(self, observation: Observation) -> None:
+        key = key_of(observation)
+        if key not in self._too_late:
+            self._too_late.add(key)
+            self.too_late += 1
+
     def _note_unpriced(self, run: Run) -> None:
         if run.key not in self._unpriced:
             self._unpriced.add(run.key)
@@ -318,7 +329,7 @@ class Meter:
                 self._close(plan, state, run)
             else:
                 run.settle_anchor(taken)
-        for slot in slots(mark, taken, state.budgets):
+        for slot in slots(mark, taken, state.budgets, state.grant_edges):
             until = slot[1]
             micro: dict[int, int] = {}
             billed: dict[int, int] = {}

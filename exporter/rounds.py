@@ -155,6 +155,7 @@ class Rounds:
         self.meter = Meter(source.name, source.cluster, books.ledger.epoch_us, hold_us)
         self._unbillable: dict[str, int] = {}
         self._unpriced = 0
+        self._too_late = 0
         books.on_reload(self.meter.matcher.forget, self.meter.matcher.forget_closed)
 
     async def round(self) -> RoundReport:
@@ -341,4 +342,6 @@ class Rounds:
         self._unbillable = dict(snapshot.unbillable)
         counts["unpriced"] = counts.get("unpriced", 0) + self.meter.unpriced - self._unpriced
         self._unpriced = self.meter.unpriced
+        counts["too_late"] = counts.get("too_late", 0) + self.meter.too_late - self._too_late
+        self._too_late = self.meter.too_late
         await self.ledger.charging.count_unbillable(self.meter.source, counts)

@@ -58,17 +58,19 @@ class Charging:
 
         async def read() -> list[Any]:
             async with self._client.pipeline(transaction=True) as pipe:
-                for name in (names.org, names.rows, names.spent, names.runs, names.budgets):
+                for name in (names.org, names.rows, names.spent, names.runs, names.budgets, names.purse):
                     pipe.hgetall(name)
                 result: list[Any] = await pipe.execute()
                 return result
 
         while True:
-            fields, rows, spent, runs, budgets = await again(read)
-            state = _state(org, fields, rows, spent, runs, budgets)
+            fields, rows, spent, runs, budgets, purse = await again(read)
+            state = _state(org, fields, rows, spent, runs, budgets, purse)
             for source in state.marks:
                 running = await again(partial(self._client.hgetall, names.running_of(source)))
                 state.running[source] = {text(tier): int(micro) for tier, micro in running.items()}
+            # After the runs: a bound that is newer than them only forbids more.
+            state.forgotten_us = int(await again(lambda: self._client.hget(keys.META, "forgotten_us")) or 0)
             token = await again(lambda: self._client.hget(names.org, "commit"))
             if text(token) == state.token:
                 return state
@@ -221,6 +223,7 @@ def _state(
     spent: dict[bytes, bytes],
     runs: dict[bytes, bytes],
     budgets: dict[bytes, bytes],
+    purse: dict[bytes, bytes],
 ) -> OrgState:
     facts = {text(k): text(v) for k, v in fields.items()}
     try:
@@ -232,6 +235,7 @@ def _state(
             rows=decode_rows(rows),
             totals=decode_amounts(spent),
             budgets=decode_budgets(budgets),
+            grant_edges=_edges(purse.values()),
         )
         state.row_numbers = {row: number for number, row in enumerate(state.rows)}
         for data in runs.values():
@@ -241,3 +245,13 @@ def _state(
     except (ValueError, msgspec.MsgspecError, TypeError) as e:
         raise LedgerDamaged(f"org {org!r}: the ledger's data cannot be read: {e}") from e
     return state
+
+
+def _edges(purse: Iterable[bytes]) -> tuple[int, ...]:
+    """Where grants that expire begin and end, ascending."""
+    edges: set[int] = set()
+    for entry in purse:
+        starts, expires, _ = entry.split(b"|")
+        if expires:
+            edges |= {int(starts), int(expires)}
+    return tuple(sorted(edges))

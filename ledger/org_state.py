@@ -58,6 +58,10 @@ class OrgState:
     running: dict[str, dict[str, int]] = field(default_factory=dict)
     live: dict[str, dict[int, Live]] = field(default_factory=dict)
     budgets: tuple[Budget, ...] = ()
+    grant_edges: tuple[int, ...] = ()
+    """Instants (us), ascending, at which grants that expire begin and end: they pay for what is used in between."""
+    forgotten_us: int = 0
+    """Before this a run without a record is not charged: it may have been, and been forgotten."""
 
     def row_number(self, row: Row) -> int:
         """The number of a row, the next free one for a new row."""

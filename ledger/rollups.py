@@ -16,7 +16,7 @@ from ledger.lua import text
 from ledger.plan import rollups_of
 from ledger.steps import step_bounds
 from ledger.store import Ledger
-from ledger.usage_reader import DAY_US, OrgReader, Sink, Sums
+from ledger.usage_reader import DAY_US, OrgReader, Sink, Sums, read_horizon
 
 _FIELDS_AT_ONCE: Final = 5000
 _SPARE_MS: Final = 3_600_000
@@ -34,12 +34,14 @@ async def _roll_up_org(ledger: Ledger, org: str, now_us: int) -> int:
     client: Any = ledger.client
     names = keys.of_org(org)
     hours = [int(hour) * 1_000_000 for hour in await again(partial(client.zrange, names.hours, 0, -1))]
+    by_day_us = (await read_horizon(ledger)).hours_us
     have = {text(k) for k, v in (await again(partial(client.hgetall, names.rollups))).items() if v == b"ok"}
     days: dict[str, tuple[int, int]] = {}
     months: dict[str, tuple[int, int]] = {}
     for day in sorted({hour - hour % DAY_US for hour in hours}):
         named, month = rollups_of(day)
-        days[named] = (day, day + DAY_US)
+        if day >= by_day_us:  # before, the days themselves are what is kept
+            days[named] = (day, day + DAY_US)
         if month not in months:
             months[month] = step_bounds("month", "UTC", day)
     made = 0

@@ -17,12 +17,14 @@ from ledger.accounts import GrantRecord
 from ledger.budgets import decode_budgets
 from ledger.connect import again
 from ledger.lua import text
-from ledger.money import COST_DENOMINATOR, format_micro, parse_credits
+from ledger.money import COST_DENOMINATOR, HOUR_US, format_micro, parse_credits
 from ledger.org_state import Amounts, decode_amounts, decode_rows
 from ledger.periods import PERIODS
 from ledger.rates_history import line_of
+from ledger.rollups import check_rollups
 from ledger.runs import Run
 from ledger.store import Ledger
+from ledger.usage_reader import DAY_US, read_horizon
 
 FIELDS = ("micro", "us", "refunded_micro", "refunded_us")
 Progress = Callable[[int, int], None]
@@ -65,7 +67,11 @@ class _Org:
         await self._runs(fields, hashes, totals)
         self._grants(fields, hashes, totals, journal)
         self._holds(hashes, expiry)
-        self._budgets(hashes, buckets)
+        self._budgets(hashes, buckets, (await read_horizon(self._ledger)).hours_us)
+        copies, wrong = await check_rollups(self._ledger, self._org)
+        self._checked["roll-ups"] += copies
+        for name in wrong:
+            self._differ(f"roll-up {name}", "its sums are not those of its hours")
 
     async def _read(self) -> tuple[dict[str, dict[bytes, bytes]], dict[int, dict[int, Amounts]], set[str], list[Any]]:
         names = self._keys
@@ -77,7 +83,7 @@ class _Org:
             sources = [text(k).removeprefix("mark:") for k in known if text(k).startswith("mark:")]
             wanted = [
                 names.org, names.rows, names.spent, names.runs, names.ended, names.grants, names.purse, names.holds,
-                names.hold_of, names.held, names.running, names.budgets, names.budget_spent,
+                names.hold_of, names.held, names.running, names.budgets, names.budget_spent, names.forgotten,
                 *(names.running_of(source) for source in sources),
             ]  # fmt: skip
             async with client.pipeline(transaction=True) as pipe:
@@ -113,7 +119,7 @@ class _Org:
     ) -> None:
         rows = decode_rows(hashes[self._keys.rows])
         self._checked["rows"] += len(rows)
-        sums: dict[int, Amounts] = defaultdict(Amounts)
+        sums: dict[int, Amounts] = defaultdict(Amounts, decode_amounts(hashes[self._keys.forgotten]))
         plans = {cluster: (await self._ledger.rates.read(cluster))[1] for cluster in {row.cluster for row in rows}}
         for data in (*hashes[self._keys.runs].values(), *hashes[self._keys.ended].values()):
             self._checked["workloads"] += 1
@@ -178,8 +184,10 @@ class _Org:
         running = {text(k): int(v) for k, v in hashes[self._keys.running].items()}
         self._sums("to be held for running work", running, "sources", parts)
 
-    def _budgets(self, hashes: dict[str, dict[bytes, bytes]], buckets: dict[int, dict[int, Amounts]]) -> None:
-        """Budget counters of periods that start and end on full hours, against the hourly buckets."""
+    def _budgets(
+        self, hashes: dict[str, dict[bytes, bytes]], buckets: dict[int, dict[int, Amounts]], hours_us: int
+    ) -> None:
+        """Budget counters of periods that start and end where buckets do (`hours_us`: days before), against these."""
         rows = decode_rows(hashes[self._keys.rows])
         counters = {text(k): int(v) for k, v in hashes[self._keys.budget_spent].items()}
         for budget in decode_budgets(hashes[self._keys.budgets]):
@@ -188,7 +196,8 @@ class _Org:
             exact = budget.period in PERIODS
             for hour, bucket in buckets.items():
                 start, end = budget.period_at(hour * 1_000_000)
-                exact = exact and not start % 3_600_000_000 and not (end or 0) % 3_600_000_000
+                grain = DAY_US if hour * 1_000_000 < hours_us else HOUR_US
+                exact = exact and not start % grain and not (end or 0) % grain
                 for row, amounts in bucket.items():
                     if budget.covers(rows[row].project, rows[row].user):
                         sums[f"{budget.id}{keys.US}{start}"] += amounts.micro - amounts.refunded_micro
