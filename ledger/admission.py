@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -228,7 +229,6 @@ class Admissions:
     async def _ask(
         self, request: AdmissionRequest, terms: Terms, amount: int, now: int, on_late: OnLate | None
     ) -> tuple[Any, tuple[Budget, ...]]:
-        names = keys.of_org(request.org)
         tiers = keys.tier_fields(request.project, request.user)
         workload = f"{request.cluster}{keys.US}{request.workload_id}" if request.workload_id else ""
         expires = now + terms.hold_us
@@ -244,7 +244,7 @@ class Admissions:
                 "kind": request.kind, "at": format_time(now),
             }
         )  # fmt: skip
-        script_keys = [*common_keys(names), names.budget_spent]
+        script_keys = _script_keys(request.org)
         given = str(self._given_clock()) if self._given_clock else ""
         for _ in range(STALE_MAX):
             revision, all_budgets = await self._budgets_of(request.org)
@@ -308,6 +308,12 @@ def unit_micro(nano: int, max_runtime_us: int | None, hold_us: int) -> int:
     """Micro-credits one unit needs to start at `nano` credits an hour, rounded up."""
     us = hold_us if max_runtime_us is None else min(max_runtime_us, hold_us)
     return -(-nano * UNIT * us // COST_DENOMINATOR)
+
+
+@lru_cache(maxsize=4096)
+def _script_keys(org: str) -> tuple[str, ...]:
+    names = keys.of_org(org)
+    return (*common_keys(names), names.budget_spent)
 
 
 def _nano(table: RateTable, request: AdmissionRequest) -> int | None:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
@@ -46,6 +47,7 @@ class Pipelined:
         self._waiting: list[_Call] = []
         self._flights: set[asyncio.Task[None]] = set()
         self._is_due = False
+        self._idle: list[Any] = []  # connections that are kept; the pool closes them with the client
 
     async def call(
         self, script: Script, names: Sequence[str], arguments: Sequence[Any], on_late: OnLate | None = None
@@ -111,21 +113,21 @@ class Pipelined:
                 pipe.execute_command(*call.command())
             clustered: list[Any] = await pipe.execute(raise_on_error=False)
             return clustered
-        # Redis' own pipeline costs three times as much a command as the connection under it.
+        # Redis' own pipeline, packing and pool cost several times as much a command as the connection under them.
         pool: Any = self._client.connection_pool
-        connection = await pool.get_connection()
+        connection = self._idle.pop() if self._idle else await pool.get_connection()
         try:
-            await connection.send_packed_command(connection.pack_commands([call.command() for call in batch]), False)
+            await connection.send_packed_command(b"".join([pack_command(call.command()) for call in batch]), False)
             answers: list[Any] = []
             for _ in batch:
                 try:
                     answers.append(await connection.read_response())
                 except ResponseError as error:
                     answers.append(error)
-            return answers
         except BaseException:
             # What is left unread would be taken for the answers of the next one.
             await connection.disconnect(nowait=True)
-            raise
-        finally:
             await pool.release(connection)
+            raise
+        self._idle.append(connection)
+        return answers

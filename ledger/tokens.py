@@ -61,6 +61,7 @@ class Tokens:
         self._clock: Clock = clock or now_us
         self._known: dict[str, tuple[float, Token]] = {}
         self._used: dict[str, int] = {}
+        self._reading: dict[str, asyncio.Task[Token | None]] = {}
         self._writing: set[asyncio.Task[None]] = set()
 
     async def create(
@@ -103,6 +104,13 @@ class Tokens:
         self._known = {digest: known for digest, known in self._known.items() if known[1].id != token_id}
         return bool(removed)
 
+    def known(self, token: str) -> Token | None:
+        """The record of a valid token that was checked within 5 s; None says nothing."""
+        found = self._known.get(_digest(token)) if token.isascii() else None
+        if found is None or time.monotonic() - found[0] >= _KNOWN_SECONDS:
+            return None
+        return self._valid(found[1])
+
     async def authenticate(self, token: str) -> Token | None:
         """The record of a token that is valid now, else None.
 
@@ -114,16 +122,28 @@ class Tokens:
         known = self._known.get(digest)
         age = time.monotonic() - known[0] if known is not None else _AWAY_SECONDS
         if known is not None and age < _KNOWN_SECONDS:
-            record: Token | None = known[1]
-        else:
-            try:
-                record = await self._read(digest)
-            except LedgerUnavailable:
-                if known is None or age >= _AWAY_SECONDS:
-                    raise
-                record = known[1]
+            return self._valid(known[1])
+        try:
+            # Many may wait for the same answer: it is asked for once.
+            task = self._reading.get(digest)
+            if task is None:
+                task = self._reading[digest] = asyncio.get_running_loop().create_task(self._read(digest))
+                task.add_done_callback(lambda done: self._read_done(digest, done))
+            record = await asyncio.shield(task)
+        except LedgerUnavailable:
+            if known is None or age >= _AWAY_SECONDS:
+                raise
+            record = known[1]
+        return None if record is None else self._valid(record)
+
+    def _read_done(self, digest: str, task: asyncio.Task[Token | None]) -> None:
+        self._reading.pop(digest, None)
+        if not task.cancelled():
+            task.exception()  # those who wait for it are told
+
+    def _valid(self, record: Token) -> Token | None:
         now = self._clock()
-        if record is None or (record.expires_us is not None and record.expires_us <= now):
+        if record.expires_us is not None and record.expires_us <= now:
             return None
         if now - self._used.get(record.id, -_USED_EVERY_US) >= _USED_EVERY_US:
             self._used[record.id] = now
@@ -146,6 +166,11 @@ class Tokens:
             await again(lambda: self._client.hset(keys.TOKENS_USED, token_id, str(now)), pauses=())
         except LedgerUnavailable:
             self._used.pop(token_id, None)
+
+    async def settle(self) -> None:
+        """Wait for what is being written beside the checks."""
+        if self._writing:
+            await asyncio.wait(self._writing)
 
     def _aside(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

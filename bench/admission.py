@@ -1,0 +1,138 @@
+"""Admission over HTTP against a bare aiohttp handler, in the same run: requests a second and the 99th percentile.
+
+python bench/admission.py [SECONDS [CONNECTIONS]]
+
+Each server is a process of its own, the clients are another. Rounds of both alternate, so that what else the machine
+does falls on both; the figures are medians of the rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+ROUNDS = 5
+JOB = {"cluster": "c", "org": "acme", "project": "vision", "user": "ann", "kind": "job", "preset": "small"}
+
+
+async def bare(request: web.Request) -> web.Response:
+    """What any handler costs: the body is read, a small answer is written."""
+    await request.read()
+    return web.Response(body=b'{"allowed":true}', content_type="application/json")
+
+
+async def _serve(app: web.Application, pipe: Connection, *said: object) -> None:
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    pipe.send((runner.addresses[0][1], *said))
+    await asyncio.to_thread(pipe.recv)
+    await runner.cleanup()
+
+
+def serve_bare(pipe: Connection) -> None:
+    """The bare handler, until told to stop."""
+    app = web.Application()
+    app.router.add_post("/v1/admission", bare)
+    asyncio.run(_serve(app, pipe, ""))
+
+
+def serve_enforcer(pipe: Connection, url: str) -> None:
+    """The enforcer on a ledger with one org that has enough."""
+    from config.settings import Settings
+    from enforcer.app import build_app
+    from ledger.model import RatePlan, RateTable
+    from ledger.store import open_ledger
+
+    async def main() -> None:
+        async with open_ledger(url) as ledger:
+            await ledger.rates.publish(RatePlan("c", ((0, RateTable({"small": 1_000_000_000})),)))
+            await ledger.accounts.grant("acme", 10**15, key="bench", who="bench")
+            _, token = await ledger.tokens.create("scheduler")
+            await _serve(build_app(ledger, Settings(path=Path("settings.yaml"))), pipe, token)
+
+    asyncio.run(main())
+
+
+async def _load(port: int, token: str, seconds: float, connections: int) -> tuple[float, list[float]]:
+    """(answers a second, latencies) of connections that each ask as soon as they have the last answer."""
+    body = json.dumps(JOB).encode()
+    head = f"POST /v1/admission HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
+    request = f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    latencies: list[float] = []
+    until = time.perf_counter() + seconds
+
+    async def one() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while (start := time.perf_counter()) < until:
+            writer.write(request)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200"), answer
+            length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            said = await reader.readexactly(length)
+            assert b'"allowed":true' in said, said
+            latencies.append(time.perf_counter() - start)
+        writer.close()
+
+    start = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(connections)))
+    return len(latencies) / (time.perf_counter() - start), latencies
+
+
+def measure(seconds: float, connections: int) -> dict[str, Any]:
+    """Medians over the rounds, and their ratios."""
+    from tests.servers import ServerProcess
+
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as directory:
+        valkey = ServerProcess(Path(directory)).start()
+        servers = []
+        try:
+            for serve, arguments in ((serve_bare, ()), (serve_enforcer, (valkey.url,))):
+                ours, theirs = spawn.Pipe()
+                process = spawn.Process(target=serve, args=(theirs, *arguments), daemon=True)
+                process.start()
+                servers.append((process, ours, *ours.recv()))
+            figures: dict[int, list[tuple[float, float]]] = {0: [], 1: []}
+            for _, _, port, token in servers:
+                asyncio.run(_load(port, token, 0.5, connections))
+            for _ in range(ROUNDS):
+                for number, (_, _, port, token) in enumerate(servers):
+                    rate, latencies = asyncio.run(_load(port, token, seconds, connections))
+                    figures[number].append((rate, statistics.quantiles(latencies, n=100)[98]))
+        finally:
+            for process, pipe, *_ in servers:
+                pipe.send("stop")
+                process.join(5)
+            valkey.kill9()
+    rates = [statistics.median(rate for rate, _ in figures[number]) for number in (0, 1)]
+    tails = [statistics.median(tail for _, tail in figures[number]) for number in (0, 1)]
+    return {
+        "connections": connections, "cores": os.cpu_count(),
+        "bare_per_second": round(rates[0]), "admission_per_second": round(rates[1]),
+        "rate_ratio": round(rates[1] / rates[0], 3),
+        "bare_p99_ms": round(tails[0] * 1000, 2), "admission_p99_ms": round(tails[1] * 1000, 2),
+        "p99_ratio": round(tails[1] / tails[0], 2),
+    }  # fmt: skip
+
+
+def main() -> None:
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
+    connections = int(sys.argv[2]) if len(sys.argv) > 2 else 32
+    print(json.dumps(measure(seconds, connections), indent=2))
+
+
+if __name__ == "__main__":
+    main()
