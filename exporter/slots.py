@@ -1,8 +1,9 @@
-"""Cutting time: charges are summed by full hours and by the periods of budgets."""
+"""Cutting time: charges are summed by full hours, by the periods of budgets and by the lives of grants."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from ledger.budgets import Budget
@@ -11,12 +12,13 @@ from ledger.plan import Slot
 from ledger.runs import hour_of
 
 
-def slots(since: int, until: int, budgets: Iterable[Budget]) -> list[Slot]:
-    """[since, until) cut at every full hour and every start of a budget's period."""
+def slots(since: int, until: int, budgets: Iterable[Budget], edges: Sequence[int] = ()) -> list[Slot]:
+    """[since, until) cut at every full hour, every start of a budget's period and all of `edges` (ascending)."""
     if since >= until:
         return []
     cuts = {until}
     cuts.update(range(hour_of(since) + HOUR_US, until, HOUR_US))
+    cuts.update(edges[bisect_right(edges, since) : bisect_left(edges, until)])
     for budget in budgets:
         at = since
         while True:

@@ -50,7 +50,8 @@ class OrgKeys:
     @property
     def org(self) -> str:
         """Hash: name, known, unlimited, contact, policy, commit, budget_rev, spent, refunded, granted,
-        granted:SOURCE, expired, debt, mark:SOURCE, burn:SOURCE."""
+        granted:SOURCE, expired, debt, debt_at (end of the last use
+        that no grant paid for), mark:SOURCE, burn:SOURCE."""
         return self._key("org")
 
     @property

@@ -27,8 +27,68 @@ local function parse_purse(entry)
   return tonumber(starts), tonumber(expires), tonumber(remaining)
 end
 
+-- What is left of the grants, in the order in which they pay: the soonest to expire first.
+local function grants_in_order()
+  local grants = {}
+  local entries = redis.call('HGETALL', KEYS[2])
+  for i = 1, #entries, 2 do
+    local starts, expires, remaining = parse_purse(entries[i + 1])
+    grants[#grants + 1] = {id = entries[i], starts = starts, expires = expires, remaining = remaining}
+  end
+  table.sort(grants, function(a, b)
+    local x, y = a.expires or 2 ^ 53, b.expires or 2 ^ 53
+    if x ~= y then return x < y end
+    if a.starts ~= b.starts then return a.starts < b.starts end
+    return a.id < b.id
+  end)
+  return grants
+end
+
+-- Pays from those grants that began before `until_` and ended after `since`; returns what they did not cover.
+local function pay(grants, due, since, until_)
+  for _, grant in ipairs(grants) do
+    if due == 0 then break end
+    if grant.remaining > 0 and grant.starts < until_ and (not grant.expires or grant.expires > since) then
+      local paid = math.min(due, grant.remaining)
+      grant.remaining = grant.remaining - paid
+      grant.touched = true
+      due = due - paid
+    end
+  end
+  return due
+end
+
+local function keep_grants(grants)
+  for _, grant in ipairs(grants) do
+    if grant.touched then
+      if grant.remaining == 0 then
+        redis.call('HDEL', KEYS[2], grant.id)
+      else
+        redis.call('HSET', KEYS[2], grant.id,
+          text(grant.starts) .. '|' .. (grant.expires and text(grant.expires) or '') .. '|' .. text(grant.remaining))
+      end
+    end
+  end
+end
+
+-- Pays an overdraft from every grant that has come into force after it arose, also where that grant has expired
+-- since: nobody needs to have looked in between.
+local function pay_debt(now)
+  local debt = micro(KEYS[1], 'debt')
+  if debt == 0 then
+    return
+  end
+  local grants = grants_in_order()
+  local rest = pay(grants, debt, micro(KEYS[1], 'debt_at'), now + 1)
+  if rest ~= debt then
+    keep_grants(grants)
+    redis.call('HSET', KEYS[1], 'debt', text(rest))
+  end
+end
+
 -- What of the grants counts now: granted, expired, spent.
 local function funds(now)
+  pay_debt(now)
   local granted = micro(KEYS[1], 'granted')
   local expired = micro(KEYS[1], 'expired')
   local purse = redis.call('HVALS', KEYS[2])
@@ -81,26 +141,4 @@ local function expire_holds(now)
     drop_hold(id, nil)
   end
   return #due
-end
-
--- Pays an overdraft from grants that are in force; returns what of it is left.
-local function pay_debt(debt, now)
-  if debt <= 0 then
-    return 0
-  end
-  local entries = redis.call('HGETALL', KEYS[2])
-  for i = 1, #entries, 2 do
-    local starts, expires, remaining = parse_purse(entries[i + 1])
-    if debt > 0 and starts <= now and (not expires or expires > now) then
-      local paid = math.min(debt, remaining)
-      debt = debt - paid
-      if remaining == paid then
-        redis.call('HDEL', KEYS[2], entries[i])
-      else
-        redis.call('HSET', KEYS[2], entries[i], text(starts) .. '|' .. (expires and text(expires) or '') .. '|' .. text(remaining - paid))
-      end
-    end
-  end
-  redis.call('HSET', KEYS[1], 'debt', text(debt))
-  return debt
 end

@@ -6,7 +6,7 @@
 -- ARGV    1 plan (msgpack map; every amount is a string of an integer):
 --           expected    commit token the plan was computed from ('' for an org without one)
 --           token       this commit's own token
---           budget_rev  revision of the budgets the plan was computed from
+--           budget_rev  revision of what cuts time (budgets, ends of grants) the plan was computed from
 --           org, source
 --           taken_us    instant up to which the source's runs that go on are charged now; '' leaves it
 --           hours       full hours (seconds) of the buckets, in the order of KEYS 18...
@@ -57,44 +57,23 @@ end
 for _, rollup in ipairs(plan.rollups) do redis.call('HDEL', KEYS[17], rollup) end
 
 -- Grants pay for what was used while they were in force, the soonest to expire first. What no grant covers
--- is an overdraft, paid by the next grant that comes into force.
-local grants = nil
-local debt = micro(KEYS[1], 'debt')
-for _, slot in ipairs(plan.slots) do
-  local since, until_, due = tonumber(slot[1]), tonumber(slot[2]), tonumber(slot[3])
-  redis.call('HINCRBY', KEYS[1], 'spent', slot[3])
-  if not grants then
-    grants = {}
-    local entries = redis.call('HGETALL', KEYS[2])
-    for i = 1, #entries, 2 do
-      local starts, expires, remaining = parse_purse(entries[i + 1])
-      grants[#grants + 1] = {id = entries[i], starts = starts, expires = expires, remaining = remaining}
-    end
-    table.sort(grants, function(a, b)
-      local x, y = a.expires or 2 ^ 53, b.expires or 2 ^ 53
-      if x ~= y then return x < y end
-      if a.starts ~= b.starts then return a.starts < b.starts end
-      return a.id < b.id
-    end)
-  end
-  for _, grant in ipairs(grants) do
-    if due == 0 then break end
-    if grant.remaining > 0 and grant.starts < until_ and (not grant.expires or grant.expires > since) then
-      local paid = math.min(due, grant.remaining)
-      grant.remaining = grant.remaining - paid
-      grant.touched = true
-      due = due - paid
+-- is an overdraft, paid by the next grant that comes into force. Slots end where grants begin and end, so it does
+-- not matter how many of them there are.
+if #plan.slots > 0 then
+  local grants = grants_in_order()
+  local owed = redis.call('HMGET', KEYS[1], 'debt', 'debt_at')
+  local debt, debt_at = tonumber(owed[1] or '0'), tonumber(owed[2] or '0')
+  for _, slot in ipairs(plan.slots) do
+    local since, until_ = tonumber(slot[1]), tonumber(slot[2])
+    redis.call('HINCRBY', KEYS[1], 'spent', slot[3])
+    local due = pay(grants, tonumber(slot[3]), since, until_)
+    debt = pay(grants, debt, debt_at, until_) + due
+    if due > 0 then
+      debt_at = math.max(debt_at, until_)
     end
   end
-  debt = debt + due
-end
-for _, grant in ipairs(grants or {}) do
-  if grant.remaining == 0 then
-    redis.call('HDEL', KEYS[2], grant.id)
-  elseif grant.touched then
-    redis.call('HSET', KEYS[2], grant.id,
-      text(grant.starts) .. '|' .. (grant.expires and text(grant.expires) or '') .. '|' .. text(grant.remaining))
-  end
+  keep_grants(grants)
+  redis.call('HSET', KEYS[1], 'debt', text(debt), 'debt_at', text(debt_at))
 end
 
 for _, correction in ipairs(plan.corrections) do
@@ -105,8 +84,7 @@ for _, correction in ipairs(plan.corrections) do
   redis.call('HSET', KEYS[2], correction[1], '0||' .. correction[3])
   redis.call('XADD', KEYS[8], '*', 'entry', correction[4])
 end
-redis.call('HSET', KEYS[1], 'debt', text(debt))
-pay_debt(debt, now)
+pay_debt(now)
 
 for _, budget in ipairs(plan.budgets) do
   redis.call('HINCRBY', KEYS[15], budget[1], budget[2])

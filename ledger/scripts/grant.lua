@@ -24,6 +24,9 @@ redis.call('HSET', KEYS[1], 'name', ARGV[11], 'known', '1')
 redis.call('HINCRBY', KEYS[1], 'granted', ARGV[4])
 redis.call('HINCRBY', KEYS[1], 'granted:' .. ARGV[5], ARGV[4])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[6] .. '|' .. ARGV[7] .. '|' .. ARGV[4])
+if ARGV[7] ~= '' then
+  redis.call('HINCRBY', KEYS[1], 'budget_rev', 1)  -- charges are cut where it begins and ends
+end
 redis.call('XADD', KEYS[8], '*', 'entry', ARGV[8])
-pay_debt(micro(KEYS[1], 'debt'), now)
+pay_debt(now)
 return {'granted', ARGV[2]}
