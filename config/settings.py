@@ -204,6 +204,24 @@ class Exhaustion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long details are kept. Totals are kept for ever."""
+
+    run_days: int = field(
+        default=400,
+        metadata=setting(
+            values.whole_number(62, 36500),
+            "Records of single workloads, after their end. A workload that is first listed later than this is not "
+            "charged, but counted as `too_late`.",
+        ),
+    )
+    hour_days: int = field(
+        default=400,
+        metadata=setting(values.whole_number(62, 36500), "Amounts by the hour; older ones are kept by day (UTC)."),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings. Paths are relative to the working directory."""
 
@@ -235,6 +253,9 @@ class Settings:
     )
     exhaustion: Exhaustion = field(
         default_factory=Exhaustion, metadata=setting(section(Exhaustion), "What happens to an org that runs out.")
+    )
+    retention: Retention = field(
+        default_factory=Retention, metadata=setting(section(Retention), "How long details are kept.")
     )
 
 

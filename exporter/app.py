@@ -29,6 +29,7 @@ from exporter.schedule import Schedule
 from exporter.server import Answers, application, listening
 from exporter.source_rounds import RatesOfPlatform, SourceRounds
 from exporter.sources.base import Source
+from exporter.upkeep import Upkeep
 from exporter.verification import Verification
 from exporter.view import View
 from ledger.clock import Clock, now_us
@@ -110,6 +111,7 @@ async def exporting(settings: Settings, clock: Clock | None = None) -> AsyncIter
         port = await stack.enter_async_context(listening(application(answers), settings.exporter.listen, remedy))
         await stack.enter_async_context(_task(reloader.run()))
         await stack.enter_async_context(_task(verification.run()))
+        await stack.enter_async_context(_task(Upkeep(settings).run()))
         configured = {s.name for s in settings.sources}
         watch = max(_WATCH_SECONDS, 4 * settings.metering.interval_seconds)
         await stack.enter_async_context(_task(retire_idle(metering.books, configured, watch)))

@@ -121,7 +121,8 @@ class _Forgetting:
 
     async def run(self) -> int:
         """How many records were forgotten."""
-        await self._fold([])  # the bound itself, which exporters learn as the commit is another one
+        if not await self._set_bound():
+            return 0
         forgotten, cursor = 0, 0
         old: list[bytes] = []
         while True:
@@ -133,11 +134,17 @@ class _Forgetting:
             if not cursor:
                 return forgotten
 
+    async def _set_bound(self) -> bool:
+        """Whether it is another one: then exporters learn of it, as the commit is another one too."""
+        present = await again(lambda: self._client.hget(self._keys.org, "forgotten_us"))
+        if text(present) == str(self._until):
+            return False  # what a crash left is forgotten with the next bound
+        await self._fold([])
+        return True
+
     async def _fold(self, fields: list[bytes]) -> int:
         for _ in range(_TRIES):
             token, records, rows = await self._read(fields)
-            if not fields and token[1] == str(self._until):
-                return 0
             runs = {
                 field: run
                 for field, data in zip(fields, records, strict=True)
@@ -147,7 +154,7 @@ class _Forgetting:
                 return 0
             lines = await read_lines(self._ledger, sorted({run.cluster for run in runs.values()}))
             plan = {
-                "expected": token[0],
+                "expected": token,
                 "token": new_token(),
                 "bound": str(self._until),
                 "fields": [text(field) for field in runs],
@@ -161,18 +168,18 @@ class _Forgetting:
                 return len(runs)
         raise LedgerUnavailable(f"org {self._org!r} is charged so often that nothing old could be forgotten; try again")
 
-    async def _read(self, fields: list[bytes]) -> tuple[tuple[str, str], list[bytes | None], list[Row]]:
+    async def _read(self, fields: list[bytes]) -> tuple[str, list[bytes | None], list[Row]]:
         async def ask() -> list[Any]:
             async with self._client.pipeline(transaction=True) as pipe:
-                pipe.hmget(self._keys.org, ["commit", "forgotten_us"])
+                pipe.hget(self._keys.org, "commit")
                 pipe.hgetall(self._keys.rows)
                 if fields:
                     pipe.hmget(self._keys.ended, fields)
                 answer: list[Any] = await pipe.execute()
                 return answer
 
-        (token, bound), rows, *records = await again(ask)
-        return (text(token), text(bound)), records[0] if records else [], decode_rows(rows)
+        token, rows, *records = await again(ask)
+        return text(token), records[0] if records else [], decode_rows(rows)
 
     def _sums(self, runs: Mapping[bytes, Run], rows: list[Row], lines: Lines) -> list[list[str]]:
         sums: dict[int, list[int]] = {}
