@@ -20,6 +20,8 @@ _WATCH_SECONDS: Final = 60
 """A quiet watch ends after this, so that a server which is gone is noticed."""
 _GONE: Final = 410
 _BACK_OFF_MAX: Final = 30.0
+_SHORT_SECONDS: Final = 1.0
+"""A watch that ends before this is a failed one."""
 _TURN: Final = 100
 """Objects taken in before other tasks get their turn."""
 
@@ -96,31 +98,42 @@ class Reflector:
         self._watch_seconds = watch_seconds
         self._back_off_seconds = back_off_seconds
         self.version = ""
+        self._events = 0
 
     async def run(self) -> None:
         """Follow the objects for ever."""
         failures = 0
         while True:
-            heard_us = self.heard_us
-            try:
-                if not self.version:
-                    await self._read_list()
-                await self._watch()
-                self.error = None
+            begun = asyncio.get_running_loop().time()
+            self.error = await self._follow()
+            took = asyncio.get_running_loop().time() - begun
+            idle = took < _SHORT_SECONDS and not self._events
+            if self.error is None and not idle:
+                failures = 0
                 continue
-            except Expired:
-                self.version = ""
-                continue
-            except KubernetesError as error:
-                if error.status == _GONE:
-                    self.version = ""
-                self.error = error
-                logger.warning("%s", error)
-            failures = 1 if self.heard_us != heard_us else failures + 1
-            pause = min(_BACK_OFF_MAX, self._back_off_seconds * 2 ** min(failures, 16))
-            asked = self.error.retry_after if self.error else None
+            # A server that takes a watch and ends it at once is not asked as fast as it answers, either.
+            failures = failures + 1 if idle else 1
+            pause = min(_BACK_OFF_MAX, self._back_off_seconds * 2 ** min(failures, 8))
+            asked = None if self.error is None else self.error.retry_after
             # Spread out, or all who lost the server at once come back at once.
             await asyncio.sleep(max(pause * random.uniform(0.5, 1.0), asked or 0.0))  # noqa: S311
+
+    async def _follow(self) -> KubernetesError | None:
+        """One list, where one is needed, and one watch; what ended it before its time."""
+        self._events = 0
+        try:
+            if not self.version:
+                await self._read_list()
+            await self._watch()
+        except Expired:
+            self.version = ""
+        except KubernetesError as error:
+            if error.status == _GONE:
+                self.version = ""
+            else:
+                logger.warning("%s", error)
+            return error
+        return None
 
     def true_until_us(self, now_us: int) -> int | None:
         """Up to when the copy is true: now, while a watch stands; else when the server was last heard."""
@@ -157,15 +170,14 @@ class Reflector:
             "timeoutSeconds": str(max(1, round(self._watch_seconds))),
             **self._selector,
         }
-        taken = 0
         try:
             async for line in self._client.watch(self.path, params, self._watch_seconds):
                 self.watching = True
                 self.heard_us = self._clock()
                 if line:
                     self._take(line, self.heard_us)
-                    taken += 1
-                    if taken % _TURN == 0:
+                    self._events += 1
+                    if self._events % _TURN == 0:
                         await asyncio.sleep(0)
             self.heard_us = self._clock()
         finally:
