@@ -138,17 +138,18 @@ def org_set(org: str, unlimited: bool | None, contact: str | None, as_json: bool
 @json_option
 @csv_option
 def journal(org: str, limit: int, cursor: str | None, as_json: bool, as_csv: bool) -> None:
-    """Every grant, correction and change of an org: who, when, why."""
+    """Every grant, correction, change and refusal of an org: who, when, why."""
 
     async def work(ledger: Ledger) -> tuple[list[dict[str, Any]], str | None]:
-        await ledger.accounts.balance(org)  # says it when there is no such org
-        return await ledger.accounts.journal(org, cursor, limit)
+        from ledger.journal import journal_page
+
+        return await journal_page(ledger, org, cursor, limit)
 
     items, after = with_ledger(work)
     if as_json:
         print_json({"items": items, "next": after})
         return
-    columns = ("id", "at", "type", "who", "credits", "source", "reason")
+    columns = ("id", "at", "type", "who", "credits", "source", "project", "user", "reason")
     print_rows(columns if as_csv else columns[1:], items, as_csv=as_csv, right=("credits",), nothing="nothing yet")
     if after and not as_csv:
         click.echo(f"more: --cursor {after}")

@@ -68,7 +68,15 @@ def admit(org: str, preset: str | None, as_json: bool, **asked: Any) -> None:
 
     async def work() -> dict[str, Any]:
         async with open_ledger(given) as ledger:
-            return decision_shape(await ledger.admissions.admit(request, _terms(given)))
+            decision = await ledger.admissions.admit(request, _terms(given))
+            if not decision.allowed and not request.dry_run:
+                from ledger.journal import decision_entry
+                from ledger.refusals import REFUSAL, Refused
+
+                now = ledger.clock()
+                entry = decision_entry(REFUSAL, request, decision, who=who(), via="cli", now_us=now)
+                await ledger.refusals.add([Refused(request.org, entry)])
+            return decision_shape(decision)
 
     shape = asyncio.run(work())
     if as_json:

@@ -14,8 +14,8 @@ from enforcer.problems import Problem
 from ledger.accounts import KEY_MAX
 from ledger.admission_shapes import WEEKDAYS, budget_shape
 from ledger.errors import UnknownOrg
+from ledger.journal import journal_page
 from ledger.periods import PERIODS
-from ledger.refusals import merge_page
 from ledger.shapes import balance_shape, grant_shape
 from ledger.store import Ledger
 
@@ -156,31 +156,5 @@ class OrgsApi:
         """What moved credits or changed limits, and what was refused, in the order it happened."""
         limit, cursor = paging(request)
         org = request.match_info["org"]
-        await self._ledger.accounts.balance(org)  # says it when there is no such org
-        moved, refused = _cursor(cursor)
-        entries, _ = await self._ledger.accounts.journal(org, moved, limit + 1)
-        refusals = await self._ledger.refusals.read(org, refused, limit + 1)
-        page = merge_page(entries, refusals, limit)
-        for is_moved, entry in page:
-            if is_moved:
-                moved = entry["id"]
-            else:
-                refused = entry["id"]
-        more = len(entries) + len(refusals) > len(page)
-        return answer(
-            {"items": [entry for _, entry in page], "next": f"{moved or ''}_{refused or ''}" if more else None}
-        )
-
-
-def _cursor(text: str | None) -> tuple[str | None, str | None]:
-    if text is None:
-        return None, None
-    parts = text.split("_")
-    if len(parts) != 2 or not all(_is_id(part) for part in parts):
-        raise Problem(422, "invalid", f"cursor: {text!r:.60} is not one that was given here")
-    return parts[0] or None, parts[1] or None
-
-
-def _is_id(text: str) -> bool:
-    ms, dash, number = text.partition("-")
-    return text == "" or (bool(dash) and text.isascii() and ms.isdigit() and number.isdigit() and len(text) < 40)
+        items, after = await journal_page(self._ledger, org, cursor, limit)
+        return answer({"items": items, "next": after})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from dataclasses import replace
 from typing import Any, Final
@@ -15,11 +14,11 @@ from enforcer.aftermath import Aftermath
 from enforcer.metrics import ALLOWED, DENIED, EXCEPTED, SHADOWED, EnforcerMetrics
 from ledger import refusal_text
 from ledger.admission import AdmissionRequest, Decision, Terms
-from ledger.clock import Clock, format_time
+from ledger.clock import Clock
 from ledger.errors import LedgerUnavailable
 from ledger.hold_ids import new_hold_id
+from ledger.journal import decision_entry
 from ledger.model import Code
-from ledger.money import format_micro
 from ledger.refusals import EXCEPTION, REFUSAL, SHADOW, Refused
 from ledger.store import Ledger
 
@@ -115,25 +114,5 @@ class Desk:
         self._let_through.clear()
 
     def _journal(self, kind: str, request: AdmissionRequest, decision: Decision, who: str, via: str) -> None:
-        entry = {
-            "type": kind,
-            "event": secrets.token_hex(8),
-            "at": format_time(self._clock()),
-            "who": who,
-            "via": via,
-            "code": decision.code.value,
-            "reason": decision.reason,
-            "tier": decision.tier,
-            "required": format_micro(decision.required_micro),
-            "available": None if decision.available_micro is None else format_micro(decision.available_micro),
-            "cluster": request.cluster,
-            "project": request.project,
-            "user": request.user,
-            "kind": request.kind,
-            "preset": request.preset,
-            "app": request.app,
-            "workload": request.workload_id,
-            "count": request.count,
-            "dry_run": request.dry_run,
-        }
+        entry = decision_entry(kind, request, decision, who=who, via=via, now_us=self._clock())
         self.aftermath.note(Refused(request.org, entry))

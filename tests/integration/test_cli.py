@@ -221,6 +221,9 @@ def test_admission_holds_and_refuses(lab: Lab) -> None:
     assert "4.875" in refusal["reason"]
     short = lab.json(*request[:-1], "--max-runtime-seconds", "60")
     assert short["required"] == "0.675"
+    # Refusals stand in the journal, dry runs do not.
+    types = [(entry["type"], entry.get("code")) for entry in lab.json("journal", "acme")["items"]]
+    assert types == [("grant", None), ("refusal", "no_credits")]
     unpriced = json.loads(lab.run("admit", "acme", "gpu-lagre", "--json").stdout)
     assert unpriced["code"] == "unpriced"
     assert "gpu-large" in unpriced["reason"]
