@@ -11,7 +11,7 @@ from exporter.set_aside import set_aside
 from exporter.slots import slots
 from ledger import keys
 from ledger.model import Interval, Observation, Snapshot
-from ledger.money import COST_DENOMINATOR
+from ledger.money import COST_DENOMINATOR, HOUR_US
 from ledger.org_state import OrgState, Row
 from ledger.plan import Correction, Plan
 from ledger.runs import (
@@ -201,7 +201,9 @@ class Meter:
         refunded = 0
         new_before = cumulative(run.points, ended, suspended, run.line, since)
         old_before = run.cumulative(min(since, until))
-        for slot in slots(since, taken, state.budgets, state.grant_edges):
+        # A run listed long after its end has nothing in the hours between.
+        last = taken if ended is None else min(taken, hour_of(max(ended, until)) + HOUR_US)
+        for slot in slots(since, last, state.budgets, state.grant_edges):
             new = cumulative(run.points, ended, suspended, run.line, slot[1])
             old = run.cumulative(min(slot[1], until)) if slot[0] < until else old_before
             micro = (new[0] // D - new_before[0] // D) - (old[0] // D - old_before[0] // D)
