@@ -29,6 +29,10 @@ TRIES = 8
 """Commits tried before a round gives an org up until the next one: another exporter is at work on it."""
 
 
+LateClaims = dict[str, dict[RunKey, tuple[Claim | None, Claim]]]
+"""By org: claims to write, and what they were decided from, just before the org's commit."""
+
+
 @dataclass(slots=True)
 class RoundReport:
     """What one round did. `failed`: orgs that were left for the next round."""
@@ -179,7 +183,7 @@ class Rounds:
             await books.have(org)
         work = meter.matcher.sort(snapshot, books.states)
         seen = {org: books.states[org] for org in books.states}
-        late_claims = await self._resolve(work, snapshot, lines)
+        late_claims = await self._resolve(work, snapshot, lines, report)
         orgs = {org for org, state in seen.items() if org in work or self._has_part(state)}
         try:
             # Orgs that workloads move out of come first: only then does the next org begin to charge them.
@@ -212,7 +216,7 @@ class Rounds:
         work: OrgWork | None,
         snapshot: Snapshot,
         lines: Lines,
-        late_claims: dict[str, dict[RunKey, Claim]],
+        late_claims: LateClaims,
         report: RoundReport,
     ) -> None:
         books, meter = self.books, self.meter
@@ -222,14 +226,16 @@ class Rounds:
             for _ in range(TRIES):
                 if again:
                     found = meter.matcher.sort(snapshot, books.states, only=org)
-                    late_claims.update(await self._resolve(found, snapshot, lines))
+                    late_claims.pop(org, None)
+                    late_claims.update(await self._resolve(found, snapshot, lines, report))
+                    if found.keys() - {org}:
+                        break  # another org has to let go first, and its turn is over
                     leaving = [(run.key, observation) for run, observation in work.moved] if work else []
                     work = found.setdefault(org, OrgWork())
                     runs = state.runs.get(meter.source, {})
                     work.moved = [(runs[key], observation) for key, observation in leaving if key in runs]
-                if org in late_claims:
-                    await self.ledger.charging.claim(meter.cluster, late_claims[org])
-                if await self._commit(state, work or OrgWork(), snapshot, lines, report):
+                refused = org in late_claims and await self.ledger.charging.claim(meter.cluster, late_claims[org])
+                if not refused and await self._commit(state, work or OrgWork(), snapshot, lines, report):
                     return
                 state = await books.reload(org)
                 again = True
@@ -262,19 +268,19 @@ class Rounds:
         return True
 
     async def _resolve(
-        self, work: dict[str, OrgWork], snapshot: Snapshot, lines: Lines
-    ) -> dict[str, dict[RunKey, Claim]]:
+        self, work: dict[str, OrgWork], snapshot: Snapshot, lines: Lines, report: RoundReport
+    ) -> LateClaims:
         """Ask the ledger about workloads that are new to memory; claims to write before the orgs' commits."""
         charging, cluster = self.ledger.charging, self.meter.cluster
-        late: dict[str, dict[RunKey, Claim]] = {}
+        late: LateClaims = {}
         for org, part in list(work.items()):
             if not part.new:
                 continue
             by_key = {key_of(observation): observation for observation in part.new}
             known = await charging.find_ended(org, cluster, list(by_key))
             claims = await charging.find_claims(cluster, list(by_key))
-            fresh: dict[RunKey, Claim] = {}
-            moved: dict[RunKey, Claim] = {}
+            fresh: dict[RunKey, tuple[Claim | None, Claim]] = {}
+            moved: dict[RunKey, tuple[Claim | None, Claim]] = {}
             for key in list(by_key):
                 claim, former = claims.get(key), known.get(key)
                 if claim is not None and claim.org != org:
@@ -283,18 +289,24 @@ class Rounds:
                         del by_key[key]  # it stays with the org that was charged for it
                         continue
                     part.origins[key] = origin
-                    moved[key] = Claim(org, origin.at, origin.carry, origin.leg)
+                    moved[key] = claim, Claim(org, origin.at, origin.carry, origin.leg)
                     if former is not None:
                         part.former[key] = former
+                elif former is not None and claim is not None and claim.since_us > former.until_us:
+                    # It came back to this org, and the commit that would have said so was never made.
+                    part.origins[key] = Origin(claim.since_us, claim.carry, claim.leg)
+                    part.former[key] = former
                 elif former is not None:
                     self.meter.matcher.know_closed(former, lines, await self.books.row(org, former.row))
                     part.changed.append((former, by_key.pop(key)))
                 elif claim is None:
-                    fresh[key] = Claim(org)
+                    fresh[key] = None, Claim(org)
                 elif claim.since_us:
                     part.origins[key] = Origin(claim.since_us, claim.carry, claim.leg)
+            for key in await charging.claim(cluster, fresh):
+                del by_key[key]  # another exporter is at work on it
+                report.failed.append(org)
             part.new = list(by_key.values())
-            await charging.claim(cluster, fresh)
             if moved:
                 late[org] = moved
             part.settles, part.limits = await charging.hold_limits(
@@ -307,9 +319,12 @@ class Rounds:
     ) -> Origin | None:
         """A workload that another org is charged for: where the new org takes over, None if it does not.
 
-        What is over stays with the org that it was charged to, whatever the scheduler calls it by now.
+        What is over stays with the org that it was charged to, whatever the scheduler calls it by now; and an
+        older snapshot does not take back what a newer one said.
         """
         key, taken = key_of(observation), snapshot.taken_us
+        if claim.since_us > taken:
+            return None
         state = await self.books.have(claim.org)
         source = self.meter.source
         run = state.runs.get(source, {}).get(key)
@@ -317,7 +332,7 @@ class Rounds:
         if run is None:
             found = await self.ledger.charging.find_ended(claim.org, self.meter.cluster, [key])
             run = found.get(key)
-            if run is None:
+            if run is None or run.until_us < claim.since_us:  # claimed, but never charged
                 return Origin(claim.since_us, claim.carry, claim.leg)
             self.meter.matcher.know_closed(run, lines, await self.books.row(claim.org, run.row))
         if observation.ended_us is not None:
@@ -325,11 +340,11 @@ class Rounds:
             work.setdefault(claim.org, OrgWork()).changed.append((run, stays))
             return None
         until = run.charged_until(state.marks.get(source))
-        if not open_here or taken <= until:
-            at, (ended, suspended) = until, (run.ended_us, run.suspended)
-        else:
-            at, (ended, suspended) = taken, facts(run, observation, until, taken)
+        if taken < until:
+            return None
+        at, ended, suspended = until, run.ended_us, run.suspended
         if open_here:
+            at, (ended, suspended) = taken, facts(run, observation, until, taken)
             work.setdefault(claim.org, OrgWork()).moved.append((run, observation))
         cost, _ = cumulative(run.points, ended, suspended, run.line, at)
         return Origin(at, cost % COST_DENOMINATOR, run.leg + 1)

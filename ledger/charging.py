@@ -123,12 +123,23 @@ class Charging:
         found = await self._many(keys.claims(cluster), [field_of("", key) for key in wanted])
         return {key: Claim.decode(data) for key, data in zip(wanted, found, strict=True) if data is not None}
 
-    async def claim(self, cluster: str, claims: Mapping[RunKey, Claim]) -> None:
-        """Note who is charged from now on; before the first charge, so that no other org is charged as well."""
-        items = list(claims.items())
-        for start in range(0, len(items), BATCH):
-            part = {field_of("", key): claim.encode() for key, claim in items[start : start + BATCH]}
-            await again(partial(self._client.hset, keys.claims(cluster), mapping=part))
+    async def claim(self, cluster: str, claims: Mapping[RunKey, tuple[Claim | None, Claim]]) -> set[RunKey]:
+        """Note who is charged from now on; before the first charge, so that no other org is charged as well.
+
+        `claims`: what was there when it was decided (None: nothing), and what is to be there. Returns the
+        workloads that were claimed otherwise meanwhile, for which nothing was written.
+        """
+        items = {field_of("", key): (key, *pair) for key, pair in claims.items()}
+        refused: set[RunKey] = set()
+        fields = list(items)
+        for start in range(0, len(fields), BATCH):
+            arguments: list[str] = []
+            for field in fields[start : start + BATCH]:
+                _, before, claim = items[field]
+                arguments += [field, before.encode() if before else "", claim.encode()]
+            answer = await self._scripts.claim([keys.claims(cluster)], arguments)
+            refused.update(items[text(field)][0] for field in answer)
+        return refused
 
     async def hold_limits(
         self, org: str, cluster: str, wanted: Iterable[tuple[str, str | None]]

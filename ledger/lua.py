@@ -121,6 +121,7 @@ class Scripts:
         self.budget_remove = Script(client, "budget_remove")
         self.budget_set = Script(client, "budget_set")
         self.charge = Script(client, "charge")
+        self.claim = Script(client, "claim")
         self.forget = Script(client, "forget")
         self.grant = Script(client, "grant")
         self.merge_hour = Script(client, "merge_hour")

@@ -34,11 +34,11 @@ class Volume:
 
 @dataclass(frozen=True)
 class History:
-    """`moves`: number of a life -> (instant, org it belongs to from then on)."""
+    """`moves`: number of a life -> instants from which it belongs to the other org, to its own again, and so on."""
 
     polls: tuple[int, ...]
     lives: tuple[Life, ...]
-    moves: dict[int, tuple[int, str]]
+    moves: dict[int, list[int]]
     hidden: dict[int, tuple[frozenset[int], bool]]
     volumes: tuple[Volume, ...]
     prices: Prices
@@ -63,7 +63,7 @@ class History:
                 open_end = part is parts[-1] and rng.random() < 0.2
                 found.append(Life(**who, start=part[0], end=None if open_end else part[-1], suspended=pauses))
         moved = [n for n, life in enumerate(found) if rng.random() < 0.3 and not plain]
-        moves = {n: (rng.randrange(T0, T0 + SPAN), ORGS[found[n].org == ORGS[0]]) for n in moved}
+        moves = {n: sorted(T0 + at for at in rng.sample(range(SPAN), rng.choice([1, 2, 5]))) for n in moved}
         may_hide = [n for n in range(len(found)) if n not in moves]
         hidden = {
             poll: (frozenset(rng.sample(may_hide, 2)), rng.random() < 0.5)
@@ -91,7 +91,7 @@ class History:
         at = self.polls[poll]
         hidden, complete = self.hidden.get(poll, (frozenset(), True))
         lives = [
-            renamed(life, org=self.moves[n][1]) if n in self.moves and self.moves[n][0] <= at else life
+            renamed(life, org=ORGS[life.org == ORGS[0]]) if bisect_right(self.moves.get(n, ()), at) % 2 else life
             for n, life in enumerate(self.lives)
         ]
         shot = snapshot(lives, at, self.retention, hidden, complete)
@@ -113,15 +113,15 @@ class History:
             seen = [poll for poll in done if key in listings[poll]]
             if not seen:
                 continue
-            first = listings[seen[0]][key].org
-            # Who it belongs to is heeded while it runs; what is over stays with the org that was charged.
-            moved = [p for p in seen if listings[p][key].org != first and listings[p][key].ended_us is None]
-            handover = self.polls[moved[0]] if moved else None
-            last = self.polls[seen[-1]]
+            owners = [(0, listings[seen[0]][key].org)]
+            for poll in seen:
+                listed = listings[poll][key]
+                # Who it belongs to is heeded while it runs; what is over stays with the org that was charged.
+                if listed.org != owners[-1][1] and listed.ended_us is None:
+                    owners.append((self.polls[poll], listed.org))
             total = self._post(
-                buckets, last, lambda until, life=life: self.prices.cost(life, until, 0), handover,
+                buckets, self.polls[seen[-1]], lambda until, life=life: self.prices.cost(life, until, 0), owners,
                 lambda org, hour, life=life: (org, hour, life.project, life.user, f"{life.preset}/{life.app}"),
-                first, listings[seen[-1]][key].org,
             )  # fmt: skip
             if total:
                 runs[f"{life.id}@{life.start}"] += total
@@ -130,22 +130,22 @@ class History:
             if not sizes:
                 continue
             total = self._post(
-                buckets, sizes[-1][0], lambda until, sizes=sizes: _stored(sizes, until), None,
-                lambda org, hour: (org, hour, "vision", "", "disk/"), volume.org, volume.org,
+                buckets, sizes[-1][0], lambda until, sizes=sizes: _stored(sizes, until), [(0, volume.org)],
+                lambda org, hour: (org, hour, "vision", "", "disk/"),
             )  # fmt: skip
             if total:
                 runs[f"{volume.id}@None"] += total
         return dict(runs), dict(buckets)
 
     @staticmethod
-    def _post(buckets, last, cost, handover, key, first, then) -> int:  # type: ignore[no-untyped-def]
-        edges = sorted({*range(T0, last, HOUR), last, *([handover] if handover is not None else [])})
+    def _post(buckets, last, cost, owners, key) -> int:  # type: ignore[no-untyped-def]
+        edges = sorted({*range(T0, last, HOUR), last, *(since for since, _ in owners if since)})
         before = 0
         for since, until in itertools.pairwise(edges):
             micro = floor(cost(until)) - before
             before += micro
             if micro:
-                org = first if handover is None or until <= handover else then
+                org = [name for at, name in owners if at <= since][-1]
                 buckets[key(org, since - since % HOUR)] += micro
         return before
 
