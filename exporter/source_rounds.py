@@ -14,6 +14,7 @@ from exporter.sources.base import SourceError
 from ledger.clock import Clock, now_us
 from ledger.errors import LedgerUnavailable
 from ledger.model import RateTable, Snapshot
+from ledger.waiting_holds import WaitingHolds
 
 FETCH_SECONDS: Final = 900.0
 """Sources bound their own calls; this is for what none of them thought of."""
@@ -49,6 +50,7 @@ class SourceRounds:
         self._prices = prices
         self._clock = clock
         self._fetch_seconds = fetch_seconds
+        self._waiting = WaitingHolds(rounds.ledger.client, rounds.meter.hold_us, rounds.ledger.clock)
         self._once = Once(f"Source {source.name}")
         self._task: asyncio.Task[None] | None = None
         self._committing = False
@@ -153,6 +155,8 @@ class SourceRounds:
         return snapshot, since
 
     async def _take(self, snapshot: Snapshot, since: int | None) -> RoundReport:
+        # First, so that no trouble with one org lets another's holds expire.
+        await self._waiting.keep(snapshot.pending_holds, self._rounds.books.states)
         try:
             return await self._rounds.take(snapshot, since)
         except BaseException:

@@ -44,7 +44,6 @@ class Plan:
     gone: set[str] = field(default_factory=set)
     revived: set[str] = field(default_factory=set)
     settled: list[tuple[str, str]] = field(default_factory=list)
-    waiting: list[tuple[str, int]] = field(default_factory=list)
     corrections: list[Correction] = field(default_factory=list)
     running: dict[str, int] | None = None
 
@@ -54,7 +53,7 @@ class Plan:
         return len(self.runs) + len(self.ended)
 
     def is_empty(self) -> bool:
-        return not (self.tally or self.changes or self.gone or self.settled or self.waiting) and (
+        return not (self.tally or self.changes or self.gone or self.settled) and (
             self.taken_us is None and self.running is None
         )
 
@@ -142,7 +141,6 @@ def pack(plan: Plan, state: OrgState, now_us: int) -> Packed:
         "gone": list(plan.gone),
         "revived": list(plan.revived),
         "settled": plan.settled,
-        "waiting": [[hold, str(expires)] for hold, expires in plan.waiting],
         "running": _running(plan, state),
         "burn": "" if plan.running is None else str(_burn(state, plan.source)),
         "corrections": [_correction(plan.source, token, n, c, now_us) for n, c in enumerate(plan.corrections)],

@@ -18,7 +18,6 @@
 --           runs, ended flat lists field, record, ...
 --           gone, revived  fields to drop from runs, from ended
 --           settled     list of {hold id or '', workload or ''}: jobs that are metered from now on
---           waiting     list of {hold id, expires_us}: jobs still queued, so their holds live on
 --           running     list of {tier, change, whole}: what running work is to have set aside
 --           burn        JSON for the org hash, '' leaves it
 --           corrections list of {grant key, record, micro, journal entry}
@@ -101,11 +100,6 @@ for _, settled in ipairs(plan.settled) do
   end
   if id then
     drop_hold(id, 1)
-  end
-end
-for _, waiting in ipairs(plan.waiting) do
-  if redis.call('HEXISTS', KEYS[3], waiting[1]) == 1 then
-    redis.call('ZADD', KEYS[4], text(math.floor(tonumber(waiting[2]) / 1000)), waiting[1])
   end
 end
 expire_holds(now)
