@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from config import values
 from config.fields import At, File, Reader, Refused, Unusable, choice, map_of, read_section, section, setting
+from config.payments import Payments
 from config.problems import Problem
 from config.sources import SimulatedSource, SourceSettings, sources
 from config.values import Address
@@ -256,6 +257,9 @@ class Settings:
     )
     retention: Retention = field(
         default_factory=Retention, metadata=setting(section(Retention), "How long details are kept.")
+    )
+    payments: Payments | None = field(
+        default=None, metadata=setting(section(Payments), "Selling credits by card.", absent="nothing is sold")
     )
 
 
