@@ -14,7 +14,7 @@ from exporter.matching import Lines, OrgWork, Origin
 from exporter.meter import Meter, facts
 from exporter.sources.base import Source
 from ledger.charging import Claim
-from ledger.errors import LedgerUnavailable
+from ledger.errors import LedgerUnavailable, TooLarge
 from ledger.model import Observation, RatePlan, Snapshot
 from ledger.money import COST_DENOMINATOR
 from ledger.org_state import OrgState, Row
@@ -166,7 +166,7 @@ class Rounds:
         """Fetch, meter, commit.
 
         Raises: SourceError (nothing was changed); LedgerUnavailable (what was committed stays; the next round
-            goes on from there).
+            goes on from there); TooLarge (one org could not be committed, all others were).
         """
         since = await self.ledger.charging.source_mark(self.source.name)
         return await self.take(await self.source.fetch(since), since)
@@ -185,17 +185,23 @@ class Rounds:
         seen = {org: books.states[org] for org in books.states}
         late_claims = await self._resolve(work, snapshot, lines, report)
         orgs = {org for org, state in seen.items() if org in work or self._has_part(state)}
+        too_large: TooLarge | None = None
         try:
             # Orgs that workloads move out of come first: only then does the next org begin to charge them.
             for org in sorted(orgs, key=lambda name: (not work[name].moved if name in work else True, name)):
-                await self._commit_org(org, seen[org], work.get(org), snapshot, lines, late_claims, report)
+                try:
+                    await self._commit_org(org, seen[org], work.get(org), snapshot, lines, late_claims, report)
+                except TooLarge as error:
+                    too_large = error  # no other org is to wait for it
         except LedgerUnavailable:
             books.doubt(orgs)
             raise
         is_newer = since is None or snapshot.taken_us > since
-        if is_newer and not report.failed and await self._still_committed():
+        if is_newer and not too_large and not report.failed and await self._still_committed():
             await self.ledger.charging.set_source_mark(meter.source, snapshot.taken_us)
         await self._count(snapshot)
+        if too_large is not None:
+            raise too_large
         return report
 
     async def _still_committed(self) -> bool:

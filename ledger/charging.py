@@ -13,8 +13,9 @@ from ledger import keys
 from ledger.budgets import decode_budgets
 from ledger.clock import Clock, now_us
 from ledger.connect import Client, again
-from ledger.errors import LedgerDamaged
+from ledger.errors import LedgerDamaged, TooLarge
 from ledger.lua import Scripts, text
+from ledger.money import MICRO_MAX, format_micro
 from ledger.org_state import OrgState, decode_amounts, decode_rows
 from ledger.plan import Plan, pack
 from ledger.runs import Run, RunKey, field_of
@@ -79,11 +80,17 @@ class Charging:
         """Write a plan computed from `state`, at most once. False: the org changed meanwhile, read it again.
 
         On success `state` has the new token, mark, running holds and totals.
-        Raises: LedgerUnavailable: nothing is known of the outcome, read the org again.
+        Raises: LedgerUnavailable: nothing is known of the outcome, read the org again; TooLarge: nothing was written.
         """
         packed = pack(plan, state, self._clock() if self._clock else now_us())
         now = str(self._clock()) if self._clock else ""
         answer = await self._scripts.charge(packed.script_keys, [packed.payload, now])
+        if text(answer[0]) == "too_large":
+            raise TooLarge(
+                f"org {plan.org!r}: what it spent, or what its running work is to have set aside, would be more than "
+                f"{format_micro(MICRO_MAX)} credits, the most that can be counted; look at its rates and the bytes of "
+                "its volumes. Nothing of it was charged; other orgs are."
+            )
         if text(answer[0]) not in ("ok", "replayed"):
             return False
         state.token = packed.token

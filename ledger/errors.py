@@ -18,6 +18,10 @@ class LedgerDamaged(CreditsError):
     """The ledger's server answers with data that is not the ledger it was."""
 
 
+class TooLarge(CreditsError):
+    """A sum would be larger than the ledger can count."""
+
+
 class IdempotencyConflict(CreditsError):
     """The idempotency key is known, with another body."""
 

@@ -22,7 +22,9 @@
 --           burn        JSON for the org hash, '' leaves it
 --           corrections list of {grant key, record, micro, journal entry}
 --         2 now_us or ''
--- Returns {'ok'|'replayed', token}; {'conflict'|'stale', present token}: read again, compute again.
+-- Returns {'ok'|'replayed', token}; {'conflict'|'stale', present token}: read again, compute again;
+--         {'too_large', ''}: a sum would leave what can be counted, and nothing was written.
+local MICRO_MAX = 9007199254740991
 local plan = cmsgpack.unpack(ARGV[1])
 local present = redis.call('HMGET', KEYS[1], 'commit', 'budget_rev')
 if present[1] == plan.token then
@@ -35,6 +37,22 @@ if (present[2] or '0') ~= plan.budget_rev then
   return {'stale', present[1] or ''}
 end
 local now = clock(ARGV[2])
+
+-- Before anything is written: a command that fails halfway through a script takes nothing back.
+local function too_large()
+  local spent, granted = micro(KEYS[1], 'spent'), micro(KEYS[1], 'granted')
+  for _, slot in ipairs(plan.slots) do spent = spent + tonumber(slot[3]) end
+  for _, correction in ipairs(plan.corrections) do granted = granted + tonumber(correction[3]) end
+  for _, tier in ipairs(plan.running) do
+    if math.abs(tonumber(tier[2])) > MICRO_MAX or micro(KEYS[7], tier[1]) + tonumber(tier[2]) > MICRO_MAX then
+      return true
+    end
+  end
+  return spent > MICRO_MAX or granted > MICRO_MAX
+end
+if too_large() then
+  return {'too_large', ''}
+end
 
 for _, row in ipairs(plan.rows) do
   redis.call('HSET', KEYS[9], row[1], row[2])
