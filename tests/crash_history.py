@@ -44,6 +44,7 @@ class History:
     prices: Prices
     retention: int
     _known: dict[Observation, Observation] = field(default_factory=dict)
+    _expected: dict[int | None, tuple[dict[str, int], Buckets]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, seed: int, polls: int, lives: int = 16, *, plain: bool = False) -> History:
@@ -104,6 +105,11 @@ class History:
 
     def expected(self, polls: int | None = None) -> tuple[dict[str, int], Buckets]:
         """Micro-credits by run, and by org, hour, project, user and resource, after so many polls (None: all)."""
+        if polls not in self._expected:
+            self._expected[polls] = self._account(polls)
+        return self._expected[polls]
+
+    def _account(self, polls: int | None) -> tuple[dict[str, int], Buckets]:
         runs: dict[str, int] = defaultdict(int)
         buckets: Buckets = defaultdict(int)
         done = range(len(self.polls) if polls is None else polls)
