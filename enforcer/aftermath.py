@@ -21,6 +21,7 @@ _BATCH: Final = 200
 _PING_SECONDS: Final = 0.25
 _SAVE_SECONDS: Final = 1.0
 _BACK_OFF_SECONDS: Final = 0.25
+_STOP_SECONDS: Final = 1.0
 log = logging.getLogger(__name__)
 
 
@@ -39,6 +40,7 @@ class Aftermath:
         self._releases: deque[tuple[str, str]] = deque()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._is_stopping = False
         self.is_away = False
         self.dropped = 0
 
@@ -69,12 +71,13 @@ class Aftermath:
         """Write what is left, if the ledger takes it within a second."""
         if self._task is None:
             return
+        # Asked to end rather than cancelled: a cancellation can get lost inside a connection that is just made.
+        self._is_stopping = True
+        self._wake.set()
+        await asyncio.wait({self._task}, timeout=_STOP_SECONDS)
         self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
         with suppress(Exception):
-            async with asyncio.timeout(1.0):
-                await self._write()
+            async with asyncio.timeout(_STOP_SECONDS):
                 await self._metrics.save(self._ledger)
 
     def _put(self, queue: deque[Any], item: Any) -> None:
@@ -89,7 +92,7 @@ class Aftermath:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         saved = loop.time()
-        while True:
+        while not self._is_stopping:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PING_SECONDS if self.is_away else _SAVE_SECONDS):
                     await self._wake.wait()

@@ -15,6 +15,7 @@ from config.sources import SlurmSource
 from enforcer.access import Route, guarded
 from enforcer.admission.desk import Desk
 from enforcer.admission.http import AdmissionApi
+from enforcer.admission.kubernetes import KubernetesApi
 from enforcer.admission.slurm import SlurmApi
 from enforcer.bodies import answer
 from enforcer.metrics import EnforcerMetrics
@@ -41,11 +42,13 @@ def build_app(
     metrics = EnforcerMetrics(f"{settings.enforcer.host}:{settings.enforcer.port}")
     desk = Desk(ledger, settings.admission, metrics, clock, buy_url)
     slurm = SlurmApi(desk, [source for source in settings.sources if isinstance(source, SlurmSource)])
+    asks_certificates = settings.enforcer.tls is not None and settings.enforcer.tls.client_ca is not None
     app = web.Application(middlewares=[problems], client_max_size=4 * 1024 * 1024)
     app[DESK] = desk
     routes: list[Route] = [
         *AdmissionApi(desk).routes(),
         *slurm.routes(),
+        *KubernetesApi(desk, settings.sources, asks_certificates).routes(),
         *OrgsApi(ledger).routes(),
         *UsageApi(ledger).routes(),
         Route("GET", "/metrics", metrics.serve, None),

@@ -55,6 +55,8 @@ class AdmissionRequest(msgspec.Struct, frozen=True, kw_only=True):
     replaces: str | None = None
     owner: str | None = None
     hold_id: str = ""
+    bills_app: bool = True
+    """False where another workload carries the app's own rate (a pod of an app instance)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +202,17 @@ class Admissions:
             return known[1]  # asked for by the side: a decision does not wait for it
         return await asyncio.shield(task)
 
+    def plan_at_hand(self, cluster: str) -> RatePlan | None:
+        """The rates as last read, None where they were not."""
+        known = self._plans.get(cluster)
+        return None if known is None else known[1]
+
     def known_required(self, request: AdmissionRequest, terms: Terms) -> int | None:
         """What a request needs by rates that are at hand, None where they are not: for when the ledger is away."""
-        known = self._plans.get(request.cluster)
-        if known is None or known[1] is None:
+        plan = self.plan_at_hand(request.cluster)
+        if plan is None:
             return None
-        nano = _nano(known[1].at(self._clock()), request)
+        nano = _nano(plan.at(self._clock()), request)
         return None if nano is None else unit_micro(nano, request.max_runtime_us, terms.hold_us) * (request.count or 1)
 
     async def _read_plan(self, cluster: str) -> RatePlan | None:
@@ -318,4 +325,4 @@ def _script_keys(org: str) -> tuple[str, ...]:
 
 def _nano(table: RateTable, request: AdmissionRequest) -> int | None:
     app = request.app or ""
-    return nano_of(table, request.kind, request.preset or app, app)
+    return nano_of(table, request.kind, request.preset or app, app, request.bills_app)

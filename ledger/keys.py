@@ -23,6 +23,12 @@ REFUSALS = "credits:refusals"
 """Stream of refusals of orgs that the ledger does not know; bounded."""
 ADMISSIONS = "credits:admissions"
 """Hash: enforcer US decision US code -> how many decisions it made."""
+PAYMENTS = "credits:payments"
+"""Hash: the provider's id of a payment -> org US order."""
+PAYMENTS_REFUSED = "credits:payments:refused"
+"""Hash: why a payment was not credited -> how many."""
+PAYMENTS_CHECKED = "credits:payments:checked"
+"""Instant (us) up to which the provider was asked for payments."""
 
 US = "\x1f"
 """Unit separator: joins names inside hash fields; names never contain control characters."""
@@ -50,8 +56,8 @@ class OrgKeys:
     @property
     def org(self) -> str:
         """Hash: name, known, unlimited, contact, policy, commit, budget_rev, spent, refunded, granted,
-        granted:SOURCE, expired, debt, debt_at (end of the last use
-        that no grant paid for), mark:SOURCE, burn:SOURCE."""
+        granted:SOURCE (before anything was taken back), withdrawn, restored, expired, debt, debt_at (end of the
+        last use that no grant paid for), mark:SOURCE, burn:SOURCE."""
         return self._key("org")
 
     @property
@@ -109,6 +115,21 @@ class OrgKeys:
         return self._key("purse")
 
     @property
+    def purchases(self) -> str:
+        """Hash: order id -> JSON record, kept for ever."""
+        return self._key("purchases")
+
+    @property
+    def payments(self) -> str:
+        """Hash: the provider's id of a payment -> JSON record, kept for ever."""
+        return self._key("payments")
+
+    @property
+    def withdrawals(self) -> str:
+        """Hash: id -> JSON entry of the journal: what was taken back of payments, and restored."""
+        return self._key("withdrawals")
+
+    @property
     def holds(self) -> str:
         """Hash: hold id -> JSON record."""
         return self._key("holds")
@@ -122,6 +143,11 @@ class OrgKeys:
     def hold_of(self) -> str:
         """Hash: cluster US workload id -> hold id."""
         return self._key("holdof")
+
+    @property
+    def admitted(self) -> str:
+        """Sorted set: cluster US job of the scheduler, by the instant (us) it was last admitted."""
+        return self._key("admitted")
 
     @property
     def held(self) -> str:
@@ -146,6 +172,11 @@ class OrgKeys:
     def budget_spent(self) -> str:
         """Hash: budget id US period start (us) -> micro-credits."""
         return self._key("budgetspent")
+
+    @property
+    def outbox(self) -> str:
+        """Hash: event id -> event (JSON) that no webhook has taken yet."""
+        return self._key("outbox")
 
     @property
     def journal(self) -> str:

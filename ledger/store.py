@@ -12,6 +12,7 @@ from typing import Any
 from ledger import keys
 from ledger.accounts import Accounts
 from ledger.admission import Admissions
+from ledger.admitted import Admitted
 from ledger.budget_store import BudgetStore
 from ledger.charging import Charging
 from ledger.clock import Clock, now_us
@@ -21,6 +22,7 @@ from ledger.errors import LedgerDamaged
 from ledger.lua import Scripts, text
 from ledger.rates_store import RatesStore
 from ledger.refusals import Refusals
+from ledger.stage_store import StageStore
 from ledger.tokens import Tokens
 
 SCHEMA = "1"
@@ -39,7 +41,9 @@ class Ledger:
         self.rates = RatesStore(client, self.scripts, clock)
         self.budgets = BudgetStore(client, self.scripts, self.rates, clock)
         self.admissions = Admissions(client, self.scripts, self.rates, self.budgets, clock)
+        self.admitted = Admitted(client, clock)
         self.refusals = Refusals(client)
+        self.stages = StageStore(client, self.scripts)
         self.tokens = Tokens(client, clock)
 
 

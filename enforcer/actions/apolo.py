@@ -29,6 +29,9 @@ class ApoloActions:
     async def suspend(self, workload_id: str, reason: str) -> Outcome:
         return Outcome.CANNOT
 
+    async def resume(self, workload_id: str) -> Outcome:
+        return Outcome.CANNOT
+
     async def stop(self, workload_id: str, reason: str) -> Outcome:
         """Cancel the job; its pods are deleted by the platform, gracefully. Raises: ActionError."""
         path = f"jobs/{workload_id}"

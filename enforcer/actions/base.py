@@ -37,6 +37,9 @@ class Actions(Protocol):
     async def suspend(self, workload_id: str, reason: str) -> Outcome:
         """Stop it in a way that can be undone."""
 
+    async def resume(self, workload_id: str) -> Outcome:
+        """Undo `suspend`."""
+
     async def stop(self, workload_id: str, reason: str) -> Outcome:
         """End it."""
 

@@ -104,7 +104,7 @@ async def test_the_server_killed_again_and_again_leaks_no_hold(make_server: Call
         holds = {line for line in said if line.startswith("acme.")}
         assert len(said) == 1200
         assert len(holds) == 700
-        stored: Any = await client.hkeys(keys.of_org("acme").holds)  # type: ignore[misc]
+        stored: Any = await client.hkeys(keys.of_org("acme").holds)
         assert {name.decode() for name in stored} == holds
         assert await in_agreement(ledger) == 700 * CREDIT
 
@@ -140,7 +140,7 @@ async def test_an_enforcer_that_is_killed_leaves_holds_that_end(
             await asking
         await process.wait()
         held = await in_agreement(ledger)
-        holds: Any = await client.hkeys(keys.of_org("acme").holds)  # type: ignore[misc]
+        holds: Any = await client.hkeys(keys.of_org("acme").holds)
         assert held == len(holds) * CREDIT
         assert set(told) <= {name.decode() for name in holds}
         assert len(holds) <= len(told) + 8  # those whose answers were under way when it was killed

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from exporter.rounds import Books, Rounds
 from ledger.budgets import Budget
@@ -111,7 +112,7 @@ async def test_a_budget_set_late_counts_what_one_set_before_had_counted(
             seen = [job for job in jobs if job.started_us is not None and job.started_us <= taken]
             listed = [
                 job if job.ended_us is None or job.ended_us <= taken
-                else Observation(*(getattr(job, f) for f in job.__struct_fields__[:8]), None)
+                else replace(job, ended_us=None)
                 for job in seen
             ]  # fmt: skip
             await rounds.take(Snapshot("s", "c", taken, listed), None)

@@ -1,0 +1,125 @@
+"""`POST /k8s/admission`: a validating webhook for pods and jobs.
+
+Never answers 404 or 409, which the callers of the API server take for something else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from aiohttp import web
+
+from config.sources import KubernetesSource, SourceSettings
+from enforcer.access import ADMIN, SCHEDULER, Route
+from enforcer.admission.desk import Desk
+from enforcer.admission.review import NotAReview, Work, parse_review, passes, review_answer, work_of
+from enforcer.bodies import read_bytes
+from enforcer.problems import Problem
+from ledger.admission import Decision
+from ledger.errors import CreditsError
+from ledger.model import Code
+
+BODY_MAX: Final = 3 * 1024 * 1024 + 64 * 1024
+log = logging.getLogger(__name__)
+
+
+class KubernetesApi:
+    """Answers API servers. Who calls shows a client certificate or a token: as a header, or in the path."""
+
+    def __init__(self, desk: Desk, sources: Sequence[SourceSettings], asks_certificates: bool) -> None:
+        """`asks_certificates`: the listener lets nobody in without one it trusts."""
+        self._desk = desk
+        self._asks_certificates = asks_certificates
+        found = [source for source in sources if isinstance(source, KubernetesSource)]
+        if not found:
+            clusters = dict.fromkeys(source.cluster for source in sources)
+            found = [KubernetesSource(name=f"kubernetes-{name}", cluster=name) for name in clusters]
+        self._sources = {source.cluster: source for source in found}
+
+    def routes(self) -> list[Route]:
+        paths = ("/k8s/admission", "/k8s/admission/{cluster}", "/k8s/admission/{cluster}/{token}")
+        return [Route("POST", path, self.review, None) for path in paths]
+
+    async def review(self, request: web.Request) -> web.Response:
+        await self._check_caller(request)
+        data = await read_bytes(request, BODY_MAX)
+        uid = ""
+        try:
+            review = parse_review(data)
+            uid = review.uid
+            settings = self._settings(request)
+            why = passes(review, settings)
+            if why is not None:
+                return _json(review_answer(uid, True, noted={"passed": why}))
+            work = work_of(review, settings)
+            decision = await self._decide(work, f"{review.who} ({settings.cluster})")
+        except NotAReview as error:
+            if not uid:
+                raise Problem(400, "not_a_review", str(error)) from None
+            return _json(review_answer(uid, False, str(error), 400))
+        except CreditsError as error:
+            log.error("%s", error)
+            return _json(review_answer(uid, False, "Credits cannot be checked: the enforcer has a problem.", 500))
+        noted = {"code": decision.code.value}
+        if decision.hold_id:
+            noted["hold"] = decision.hold_id
+        if not decision.allowed:
+            return _json(review_answer(uid, False, decision.reason, noted=noted))
+        warnings = [decision.reason] if decision.code is not Code.OK else []
+        return _json(review_answer(uid, True, warnings=warnings, noted=noted))
+
+    async def _decide(self, work: Work, who: str) -> Decision:
+        asked = work.request
+        if work.missing and (not asked.org or self._unpriced_is_denied(asked.cluster)):
+            if not asked.org and self._desk.settings.unknown_org == "allow":
+                return Decision(True, Code.OK, "")
+            code = Code.UNPRICED if asked.org else Code.UNKNOWN_ORG
+            reason = f"Label {work.missing} is missing, so nobody could be charged. Set it, or ask an administrator."
+            return self._desk.refuse(asked, Decision(False, code, reason), who=who, via="kubernetes")
+        decision = await self._desk.decide(asked, who=who, via="kubernetes")
+        if not work.job or asked.dry_run or decision.code is Code.LEDGER_UNAVAILABLE:
+            return decision
+        try:
+            async with asyncio.timeout(self._desk.settings.decision_seconds / 2):
+                if decision.allowed:
+                    await self._desk.ledger.admitted.add(asked.org, asked.cluster, work.job)
+                elif await self._desk.ledger.admitted.has(asked.org, asked.cluster, work.job):
+                    # Refused when it is started anew, the platform's job would go on without its pod, and cost.
+                    return Decision(True, decision.code, f"This job was admitted before. {decision.reason}")
+        except (CreditsError, TimeoutError) as error:
+            log.warning("whether job %s was admitted before is not known: %s", work.job, error)
+        return decision
+
+    def _unpriced_is_denied(self, cluster: str) -> bool:
+        plan = self._desk.ledger.admissions.plan_at_hand(cluster)
+        return plan is None or plan.at(self._desk.ledger.clock()).unpriced != "free"
+
+    def _settings(self, request: web.Request) -> KubernetesSource:
+        cluster = request.match_info.get("cluster")
+        if cluster is None and len(self._sources) == 1:
+            return next(iter(self._sources.values()))
+        if cluster not in self._sources:
+            raise NotAReview(f"The path names no cluster of: {', '.join(sorted(self._sources))}")
+        return self._sources[cluster]
+
+    async def _check_caller(self, request: web.Request) -> None:
+        if self._asks_certificates:
+            return
+        scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not credential:
+            credential = request.match_info.get("token", "")
+        async with asyncio.timeout(self._desk.settings.decision_seconds):
+            token = await self._desk.ledger.tokens.authenticate(credential.strip())
+        if token is None or token.role not in (SCHEDULER, ADMIN) or token.org is not None:
+            raise Problem(
+                401, "unauthorized",
+                "The API server needs a client certificate (enforcer.tls.client_ca), or a scheduler's token: as a "
+                "bearer, or in the path /k8s/admission/CLUSTER/TOKEN.",
+            )  # fmt: skip
+
+
+def _json(body: bytes) -> web.Response:
+    return web.Response(body=body, content_type="application/json")

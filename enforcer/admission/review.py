@@ -1,0 +1,198 @@
+"""AdmissionReview v1: what of it counts here, and its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from config.sources import KubernetesSource
+from ledger.admission import AdmissionRequest
+from ledger.names import is_name
+
+API_VERSION: Final = "admission.k8s.io/v1"
+COUNT_MAX: Final = 1_000_000
+_WARNING_MAX: Final = 240
+
+
+class NotAReview(ValueError):
+    """What came is not an AdmissionReview v1; the text says why."""
+
+
+class _Kind(msgspec.Struct):
+    group: str = ""
+    kind: str = ""
+
+
+class _Resource(msgspec.Struct):
+    group: str = ""
+    resource: str = ""
+
+
+class _User(msgspec.Struct):
+    username: str = ""
+
+
+class _Owner(msgspec.Struct):
+    kind: str = ""
+    uid: str = ""
+
+
+class _Meta(msgspec.Struct, rename="camel"):
+    uid: str | None = None
+    labels: dict[str, str] | None = None
+    owner_references: list[_Owner] | None = None
+
+
+class _Template(msgspec.Struct):
+    metadata: _Meta | None = None
+
+
+class _Spec(msgspec.Struct, rename="camel"):
+    active_deadline_seconds: int | None = None
+    parallelism: int | None = None
+    completions: int | None = None
+    suspend: bool | None = None
+    template: _Template | None = None
+
+
+class _Object(msgspec.Struct):
+    metadata: _Meta | None = None
+    spec: _Spec | None = None
+
+
+class ReviewRequest(msgspec.Struct, rename="camel"):
+    """What the API server asks about. `object` is None for a deletion."""
+
+    uid: str
+    operation: str = ""
+    kind: _Kind | None = None
+    resource: _Resource | None = None
+    sub_resource: str | None = None
+    namespace: str | None = None
+    name: str | None = None
+    dry_run: bool | None = None
+    user_info: _User | None = None
+    object: _Object | None = None
+
+    @property
+    def what(self) -> str:
+        """`pods`, `jobs`, ...: the resource, empty where it is not said."""
+        return self.resource.resource if self.resource is not None else ""
+
+    @property
+    def who(self) -> str:
+        return self.user_info.username[:253] if self.user_info is not None else ""
+
+
+class _Review(msgspec.Struct, rename="camel"):
+    api_version: str = ""
+    kind: str = ""
+    request: ReviewRequest | None = None
+
+
+class Work(msgspec.Struct, frozen=True):
+    """A pod or job that wants to start. `job`: the platform's own id of it. `missing`: a label that is not there."""
+
+    request: AdmissionRequest
+    job: str = ""
+    missing: str = ""
+
+
+def parse_review(data: bytes) -> ReviewRequest:
+    """Raises: NotAReview."""
+    try:
+        review = msgspec.json.decode(data, type=_Review)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise NotAReview(f"The body is not an AdmissionReview: {error}") from error
+    if review.kind != "AdmissionReview" or review.api_version != API_VERSION:
+        raise NotAReview(f"This takes an AdmissionReview of {API_VERSION}.")
+    if review.request is None or not review.request.uid:
+        raise NotAReview("The AdmissionReview has no request with a uid.")
+    return review.request
+
+
+def passes(review: ReviewRequest, settings: KubernetesSource) -> str | None:
+    """Why a request is nothing to be paid for, None where it may be."""
+    if review.operation != "CREATE":
+        return "only what is created is checked"
+    if review.what not in ("pods", "jobs") or review.sub_resource:
+        return "neither a pod nor a job"
+    if review.namespace in settings.skip_namespaces:
+        return "a namespace of the system"
+    return None
+
+
+def work_of(review: ReviewRequest, settings: KubernetesSource) -> Work:
+    """The pod or job as the meter would see it: same labels, same id.
+
+    Raises: NotAReview for an object that cannot be one.
+    """
+    if review.object is None:
+        raise NotAReview(f"The request to create {review.what} has no object.")
+    meta, spec = review.object.metadata or _Meta(), review.object.spec or _Spec()
+    labels = dict(meta.labels or {})
+    is_job = review.what == "jobs"
+    if is_job and spec.template is not None and spec.template.metadata is not None:
+        labels |= spec.template.metadata.labels or {}
+    rules = settings.labels
+    org = _labelled(labels, rules.org)
+    job, instance = _labelled(labels, rules.job), _labelled(labels, rules.app)
+    app = "" if job or not instance else labels.get("app.kubernetes.io/name") or instance
+    preset = _labelled(labels, rules.preset)
+    seconds = spec.active_deadline_seconds
+    owner = next((one.uid for one in meta.owner_references or () if one.kind == "Job" and one.uid), None)
+    asked = AdmissionRequest(
+        cluster=settings.cluster, org=org, project=_labelled(labels, rules.project),
+        user=_labelled(labels, rules.user).replace("--", "/"), kind="app" if app else "job",
+        preset=preset or None, app=app or None, workload_id=meta.uid or None,
+        max_runtime_us=seconds * 1_000_000 if seconds is not None and 0 < seconds < 10**9 else None,
+        count=_count(spec) if is_job else 1,
+        # A suspended job starts nothing yet: its pods are asked about when they come.
+        dry_run=bool(review.dry_run) or (is_job and bool(spec.suspend)), owner=owner,
+        bills_app=not preset,
+    )  # fmt: skip
+    for text in (asked.org, asked.project, asked.user, asked.preset, asked.app, asked.workload_id, asked.owner):
+        if text and not is_name(text):
+            raise NotAReview(f"A label or id is not a name: {text[:60]!r}")
+    missing = (
+        rules.org[0] if not org and rules.org else rules.preset[0] if not preset and not app and rules.preset else ""
+    )
+    return Work(asked, job, missing)
+
+
+def review_answer(
+    uid: str,
+    allowed: bool,
+    message: str = "",
+    code: int = 403,
+    warnings: Sequence[str] = (),
+    noted: Mapping[str, str] | None = None,
+) -> bytes:
+    """The AdmissionReview that goes back. `noted`: for the API server's audit log."""
+    response: dict[str, Any] = {"uid": uid, "allowed": allowed}
+    if not allowed:
+        response["status"] = {
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": message, "reason": "Forbidden" if code == 403 else "BadRequest", "code": code,
+        }  # fmt: skip
+    if warnings:
+        response["warnings"] = [warning[:_WARNING_MAX] for warning in warnings]
+    if noted:
+        response["auditAnnotations"] = dict(noted)
+    return msgspec.json.encode({"kind": "AdmissionReview", "apiVersion": API_VERSION, "response": response})
+
+
+def _labelled(labels: Mapping[str, str], names: Sequence[str]) -> str:
+    return next((labels[name] for name in names if labels.get(name)), "")
+
+
+def _count(spec: _Spec) -> int:
+    """Pods that run at once."""
+    count = 1 if spec.parallelism is None else spec.parallelism
+    if spec.completions is not None:
+        count = min(count, spec.completions)
+    if not 0 <= count <= COUNT_MAX:
+        raise NotAReview(f"A job of {count} pods at once is not checked.")
+    return max(count, 1)

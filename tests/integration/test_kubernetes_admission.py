@@ -1,0 +1,258 @@
+"""The webhook as an API server calls it: pods and jobs, dry runs, parts of admitted work, and hostile bodies."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from config.settings import AdmissionSettings, Settings
+from config.sources import KubernetesSource
+from enforcer.app import build_app
+from ledger.connect import Client
+from ledger.model import RatePlan, RateTable
+from ledger.store import Ledger
+from ledger.verify import verify
+
+CREDIT = 1_000_000
+V1 = {"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1"}
+SETTINGS = Settings(path=Path("settings.yaml"), sources=(KubernetesSource(name="k", cluster="c"),))
+LABELS = {
+    "platform.apolo.us/org": "acme", "platform.apolo.us/project": "vision", "platform.apolo.us/user": "ann",
+    "platform.apolo.us/preset": "small",
+}  # fmt: skip
+
+
+def pod(labels: dict[str, str] | None = None, uid: str = "pod-1", **spec: Any) -> dict[str, Any]:
+    """A pod as a validating webhook gets it, shortened."""
+    return {
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "job-1", "namespace": "platform--acme--vision--00", "uid": uid,
+            "creationTimestamp": "2026-11-22T10:00:00Z", "labels": LABELS if labels is None else labels,
+            "managedFields": [{"manager": "kubectl", "operation": "Update", "fieldsV1": {"f:metadata": {}}}],
+        },
+        "spec": {"containers": [{"name": "main", "image": "busybox", "resources": {"limits": {"cpu": "1"}}}], **spec},
+        "status": {"phase": "Pending", "qosClass": "Guaranteed"},
+    }  # fmt: skip
+
+
+def review(
+    what: dict[str, Any] | None, operation: str = "CREATE", resource: str = "pods", **request: Any
+) -> dict[str, Any]:
+    group = "batch" if resource == "jobs" else ""
+    kind = {"pods": "Pod", "jobs": "Job"}.get(resource, "Other")
+    asked = {
+        "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
+        "kind": {"group": group, "version": "v1", "kind": kind},
+        "resource": {"group": group, "version": "v1", "resource": resource},
+        "requestKind": {"group": group, "version": "v1", "kind": kind},
+        "name": "job-1", "namespace": "platform--acme--vision--00", "operation": operation,
+        "userInfo": {"username": "system:serviceaccount:platform:api", "uid": "1", "groups": ["system:authenticated"]},
+        "object": what, "oldObject": None, "dryRun": False, "options": {"kind": "CreateOptions"}, **request,
+    }  # fmt: skip
+    return {"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": asked}
+
+
+class Webhook:
+    def __init__(self, http: TestClient[Any, Any], ledger: Ledger, token: str) -> None:
+        self.http = http
+        self.ledger = ledger
+        self.token = token
+
+    async def post(self, body: object, path: str = "/k8s/admission", token: str | None = None) -> tuple[int, Any]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {self.token if token is None else token}"} if token != "" else {}
+        async with self.http.post(path, data=io.BytesIO(data), headers=headers) as response:
+            return response.status, json.loads(await response.read())
+
+    async def ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The `response` of the review that comes back."""
+        status, answer = await self.post(body)
+        assert status == 200, answer
+        assert (answer["kind"], answer["apiVersion"]) == ("AdmissionReview", "admission.k8s.io/v1")
+        response: dict[str, Any] = answer["response"]
+        assert response["uid"] == body["request"]["uid"]
+        if not response["allowed"]:
+            assert response["status"]["code"] not in (404, 409)
+            assert response["status"]["message"]
+        return response
+
+    async def held(self) -> int:
+        assert (await verify(self.ledger))["ok"]
+        return (await self.ledger.accounts.balance("acme")).held_micro
+
+
+@asynccontextmanager
+async def webhook(
+    client: Client, settings: Settings = SETTINGS, credits_micro: int = 2 * CREDIT
+) -> AsyncIterator[Webhook]:
+    ledger = Ledger(client, 0)
+    await ledger.rates.publish(RatePlan("c", ((0, RateTable({"small": 4_000_000_000}, {"vllm": 8_000_000_000})),)))
+    await ledger.accounts.grant("acme", credits_micro, key="k", who="test")
+    _, token = await ledger.tokens.create("scheduler")
+    async with TestClient(TestServer(build_app(ledger, settings))) as http:
+        yield Webhook(http, ledger, token)
+
+
+@pytest.fixture
+async def hook(client: Client) -> AsyncIterator[Webhook]:
+    async with webhook(client) as hook:
+        yield hook
+
+
+async def test_pods_are_admitted_while_there_are_credits(hook: Webhook) -> None:
+    for number in range(2):
+        response = await hook.ask(review(pod(uid=f"pod-{number}")))
+        assert (response["allowed"], response["auditAnnotations"]["code"]) == (True, "ok")
+    refused = await hook.ask(review(pod(uid="pod-9")))
+    assert (refused["allowed"], refused["status"]["code"], refused["status"]["reason"]) == (False, 403, "Forbidden")
+    assert refused["status"]["message"].startswith("Org acme has no credits left")
+    assert await hook.held() == 2 * CREDIT
+
+
+async def test_the_same_pod_asked_about_again_is_held_once(hook: Webhook) -> None:
+    for _ in range(3):
+        assert (await hook.ask(review(pod())))["allowed"]
+    assert await hook.held() == CREDIT
+
+
+async def test_a_dry_run_holds_nothing(hook: Webhook) -> None:
+    assert (await hook.ask(review(pod(), dryRun=True)))["allowed"]
+    assert not (await hook.ask(review(pod(dict(LABELS, **{"platform.apolo.us/org": "nobody"})), dryRun=True)))[
+        "allowed"
+    ]
+    assert await hook.held() == 0
+
+
+@pytest.mark.parametrize("operation", ["UPDATE", "DELETE", "CONNECT"])
+async def test_only_what_is_created_is_held(hook: Webhook, operation: str) -> None:
+    what = None if operation == "DELETE" else pod()
+    assert (await hook.ask(review(what, operation)))["allowed"]
+    assert await hook.held() == 0
+
+
+@pytest.mark.parametrize("change", [{"namespace": "kube-system"}, {"subResource": "eviction"}, {"resource": "secrets"}])
+async def test_what_is_none_of_ours_passes(hook: Webhook, change: dict[str, Any]) -> None:
+    assert (await hook.ask(review(pod({}), **change)))["allowed"]
+    assert await hook.held() == 0
+
+
+def a_job(**spec: Any) -> dict[str, Any]:
+    template = {"metadata": {"labels": LABELS}, "spec": {"restartPolicy": "Never"}}
+    return {"metadata": {"name": "j", "uid": "job-uid", "labels": {}}, "spec": {"template": template, **spec}}
+
+
+async def test_a_jobs_pods_take_over_its_hold(hook: Webhook) -> None:
+    assert (await hook.ask(review(a_job(parallelism=2, completions=5), resource="jobs")))["allowed"]
+    assert await hook.held() == 2 * CREDIT
+    for number in range(2):
+        part = pod(uid=f"part-{number}")
+        part["metadata"]["ownerReferences"] = [{"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "job-uid"}]
+        assert (await hook.ask(review(part)))["allowed"]
+    assert await hook.held() == 2 * CREDIT
+    assert not (await hook.ask(review(a_job(parallelism=3), resource="jobs")))["allowed"]
+
+
+async def test_a_suspended_job_holds_nothing(hook: Webhook) -> None:
+    assert (await hook.ask(review(a_job(suspend=True), resource="jobs")))["allowed"]
+    assert await hook.held() == 0
+
+
+async def test_a_deadline_needs_less_and_an_app_its_own_rate(hook: Webhook) -> None:
+    assert (await hook.ask(review(pod(activeDeadlineSeconds=90))))["allowed"]
+    assert await hook.held() == CREDIT // 10
+    app = {**LABELS, "app.kubernetes.io/instance": "mine", "app.kubernetes.io/name": "vllm"}
+    assert (await hook.ask(review(pod(app, uid="app"))))["allowed"]
+    assert await hook.held() == CREDIT // 10 + CREDIT  # the app's own rate is the instance's
+
+
+async def test_a_pod_that_nobody_pays_for_is_refused_unless_unknown_orgs_are_let_in(client: Client) -> None:
+    bare = {name: value for name, value in LABELS.items() if not name.endswith("/org")}
+    async with webhook(client) as hook:
+        response = await hook.ask(review(pod(bare)))
+        assert "platform.apolo.us/org is missing" in response["status"]["message"]
+        no_preset = {name: value for name, value in LABELS.items() if not name.endswith("/preset")}
+        assert "/preset is missing" in (await hook.ask(review(pod(no_preset))))["status"]["message"]
+    await client.flushall()
+    async with webhook(client, replace(SETTINGS, admission=AdmissionSettings(unknown_org="allow"))) as hook:
+        assert (await hook.ask(review(pod(bare))))["allowed"]
+
+
+async def test_a_job_of_the_platform_that_was_admitted_may_start_anew(hook: Webhook) -> None:
+    labels = {**LABELS, "platform.apolo.us/job": "job-7"}
+    assert (await hook.ask(review(pod(labels, uid="one"))))["allowed"]
+    assert (await hook.ask(review(pod(uid="other"))))["allowed"]
+    again = await hook.ask(review(pod(labels, uid="two")))
+    assert again["allowed"]
+    assert again["warnings"][0].startswith("This job was admitted before.")
+    assert not (await hook.ask(review(pod({**labels, "platform.apolo.us/job": "job-8"}, uid="three"))))["allowed"]
+
+
+async def test_shadow_warns(client: Client) -> None:
+    async with webhook(client, replace(SETTINGS, admission=AdmissionSettings(mode="shadow")), 1) as hook:
+        response = await hook.ask(review(pod()))
+        assert (response["allowed"], "would be refused" in response["warnings"][0]) == (True, True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"null", b"[]", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"request":' * 5_000,
+        b'{"a":' + b"[" * 100_000,
+        json.dumps({**V1, "apiVersion": "admission.k8s.io/v1beta1", "request": {"uid": "1"}}).encode(),
+        json.dumps(V1).encode(),
+        json.dumps({"kind": "Pod", "apiVersion": "v1"}).encode(),
+        json.dumps({**V1, "request": {"uid": 5}}).encode(),
+    ],
+)  # fmt: skip
+async def test_garbage_is_a_400(hook: Webhook, body: bytes) -> None:
+    status, problem = await hook.post(body)
+    assert (status, problem["code"]) == (400, "not_a_review")
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        None,
+        {},
+        pod({"platform.apolo.us/org": "a\u0000b"}),
+        pod({"platform.apolo.us/org": "x" * 5000}),
+        a_job(parallelism=-1),
+    ],
+)
+async def test_objects_that_cannot_be_are_refused_in_a_review(hook: Webhook, what: Any) -> None:
+    resource = "jobs" if what and "template" in what.get("spec", {}) else "pods"
+    assert not (await hook.ask(review(what, resource=resource)))["allowed"]
+
+
+async def test_three_megabytes_are_read_and_more_is_not(hook: Webhook) -> None:
+    big = pod()
+    big["metadata"]["annotations"] = {"big": "x" * (3 * 1024 * 1024 - 4096)}
+    assert (await hook.ask(review(big)))["allowed"]
+    status, problem = await hook.post(b" " * (4 * 1024 * 1024))
+    assert (status, problem["code"]) == (413, "too_large")
+
+
+async def test_only_an_api_server_that_shows_who_it_is_is_answered(hook: Webhook) -> None:
+    body = review(pod())
+    assert (await hook.post(body, token=""))[0] == 401
+    assert (await hook.post(body, token="act_x"))[0] == 401
+    _, viewer = await hook.ledger.tokens.create("viewer", "acme")
+    assert (await hook.post(body, token=viewer))[0] == 401
+    status, answer = await hook.post(body, f"/k8s/admission/c/{hook.token}", token="")
+    assert (status, answer["response"]["allowed"]) == (200, True)
+    status, answer = await hook.post(body, f"/k8s/admission/other/{hook.token}", token="")
+    assert (status, answer["response"]["status"]["code"]) == (200, 400)
+
+
+async def test_an_unknown_preset_is_named_with_a_near_miss(hook: Webhook) -> None:
+    response = await hook.ask(review(pod({**LABELS, "platform.apolo.us/preset": "smal"})))
+    assert "Did you mean small?" in response["status"]["message"]
