@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ledger import keys
-from ledger.clock import Clock, format_time, now_us
+from ledger.clock import INSTANT_MAX_US, Clock, format_time, now_us
 from ledger.connect import Client, again
 from ledger.errors import IdempotencyConflict, InvalidRequest, UnknownOrg
 from ledger.lua import Scripts, common_keys, text
@@ -174,6 +174,9 @@ class Accounts:
         if not 0 < len(key) <= KEY_MAX or not key.isprintable():
             raise InvalidRequest(f"idempotency key: expected 1 to {KEY_MAX} printable characters")
         now = self._wall()
+        for what, instant in (("effective_at", effective_us), ("expires_at", expires_us)):
+            if instant is not None and not 0 <= instant < INSTANT_MAX_US:
+                raise InvalidRequest(f"{what} {format_time(instant)}: expected a time between the years 1970 and 2255")
         if effective_us is not None and expires_us is not None and expires_us <= effective_us:
             raise InvalidRequest("expires_at is not after effective_at: the grant would never count")
         # The body as asked, so that a retry without effective_at is the same request a minute later.

@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 Clock = Callable[[], int]
 """Gives now, in microseconds since 1970."""
 
+INSTANT_MAX_US: Final = 2**53
+"""Instants that count are from 1970 to here (2255), so that every part of the ledger holds them exactly."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = timedelta(microseconds=1)
 

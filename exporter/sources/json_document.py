@@ -17,11 +17,9 @@ import msgspec
 from exporter.sources import names
 from exporter.sources.base import SourceError
 from exporter.sources.names import Unbillable, optional_name, required_id, required_name
-from ledger.clock import to_us
+from ledger.clock import INSTANT_MAX_US, to_us
 from ledger.model import Interval, Kind, Observation, Snapshot
 
-INSTANT_MAX_US: Final = 2**53
-"""Instants are from 1970 to here (2255), so that every part of the ledger holds them exactly."""
 _SECOND_US: Final = 1_000_000
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
