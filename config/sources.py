@@ -129,6 +129,13 @@ class SlurmSource:
     lookback_hours: float = field(
         default=24.0, metadata=setting(values.hours, "How far back the first round asks accounting for ended jobs.")
     )
+    grace_signal: str = field(
+        default="TERM",
+        metadata=setting(
+            choice("TERM", "INT", "HUP", "USR1", "USR2", "CONT", "none"),
+            "What tells jobs that credits run out. A job that does not catch it ends, but by `CONT`.",
+        ),
+    )
     timeout_seconds: float = field(default=20.0, metadata=_timeout)
 
     @property
