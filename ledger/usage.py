@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -40,7 +40,6 @@ from ledger.usage_reader import (
 )
 
 GROUPS: Final = ("cluster", "org", "project", "user", "kind", "resource", "app", "workload")
-_REFUNDS: Final = frozenset((REFUNDED_MICRO, REFUNDED_US))
 _STEPS_MAX: Final = 200_000
 ROWS_MAX: Final = 1_000_000
 """Rows an answer has at most, so that no question takes all memory."""
@@ -250,11 +249,13 @@ class _Org:
         self._rows = rows
         self._reader = OrgReader(ledger, org)
         self._by_workload = "workload" in query.group_by
+        self._numbers: list[int] = []
 
     async def add(self) -> None:
         reader = self._reader
         await reader.open()
-        if not any(self._query.takes(self._org, row) for row in reader.rows):
+        self._numbers = [number for number, row in enumerate(reader.rows) if self._query.takes(self._org, row)]
+        if not self._numbers:
             return
         parts, cuts = [], []
         for index, (_, since, until) in enumerate(self._pieces):
@@ -269,14 +270,14 @@ class _Org:
             if last < until:
                 cuts.append((index, last, until))
         if not self._by_workload:
-            await reader.add_buckets([(since, until, self._sink(index)) for index, since, until in parts])
+            await reader.add_buckets([(a, b, self._sink(index)) for index, a, b in parts], self._numbers)
             if cuts:
                 await self._add_refunds(cuts)
                 await self._add_runs(cuts)
             return
         known_from = self._horizon.runs_us
         old = [(i, since, min(until, known_from)) for i, since, until in parts if since < known_from]
-        await reader.add_buckets([(since, until, self._sink(index)) for index, since, until in old])
+        await reader.add_buckets([(a, b, self._sink(index)) for index, a, b in old], self._numbers)
         await self._add_refunds(
             [(i, max(since, known_from), until) for i, since, until in parts if until > known_from] + cuts
         )
@@ -291,7 +292,7 @@ class _Org:
             first, last = since + -since % HOUR_US, until + -until % HOUR_US
             if first < last:
                 sinks.append((first, last, self._sink(index, refunds=True)))
-        await self._reader.add_buckets(sinks)
+        await self._reader.add_buckets(sinks, self._numbers)
 
     async def _add_runs(self, parts: list[tuple[int, int, int]]) -> None:
         """What legs were charged for parts of hours, or for all of it by workload."""
@@ -327,7 +328,7 @@ class _Org:
             row = self._reader.rows[number]
             return self._row(index, row, None).sums if self._query.takes(self._org, row) else None
 
-        return Refunds(sums_of, _REFUNDS) if refunds else Sink(sums_of)
+        return Sink(sums_of, refunds=refunds)
 
     def _row(self, index: int, facts: Row, run: Run | None) -> UsageRow:
         at_us = self._pieces[index][0]
@@ -339,22 +340,9 @@ class _Org:
         row = self._rows.get(key)
         if row is None:
             if len(self._rows) >= ROWS_MAX:
-                raise InvalidRequest(
-                    f"more than {ROWS_MAX} rows: ask for a shorter period or longer steps"
-                )
+                raise InvalidRequest(f"more than {ROWS_MAX} rows: ask for a shorter period or longer steps")
             row = self._rows[key] = UsageRow(key, names, at_us)
         return row
-
-
-class Refunds(Sink):
-    """Adds what was given back both as refunded and as charged: the runs tell only the rest."""
-
-    def add(self, bucket: Mapping[bytes, bytes]) -> None:
-        for name, value in bucket.items():
-            place = self[name]
-            if place is not None:
-                place[0][place[1]] += int(value)
-                place[0][place[1] - REFUNDED_MICRO] += int(value)
 
 
 def _amounts(sums: Sums) -> dict[str, str]:

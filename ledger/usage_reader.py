@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from operator import add
 from typing import Any, Final
 
 from ledger import keys
@@ -26,10 +28,13 @@ Sums = list[int]
 """Micro-credits charged, microseconds billed, and what of both was given back."""
 Lines = Callable[[str, str, str, str, bool], RateLine]
 """(cluster, kind, resource, app, bills_app) -> the rates over time."""
+_SUFFIXES: Final = ("", "t", "r", "u")
 _COLUMNS: Final = {b"t": US, b"r": REFUNDED_MICRO, b"u": REFUNDED_US}
 _FIELDS_AT_ONCE: Final = 100_000
 _KEYS_AT_ONCE: Final = 500
 _SCAN: Final = 2000
+_FEW: Final = 8
+"""A row of so many is asked for by itself; more of them are read with all the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,28 +72,41 @@ def lines_of(plans: dict[str, RatePlan | None]) -> Lines:
     return line
 
 
-class Sink(dict[bytes, tuple[Sums, int] | None]):
-    """Where the fields of buckets are added: field -> (sums, column), None where it is not asked for."""
+class Sink:
+    """Where buckets are added up: field by field first, since there are many, and then by what is asked for."""
 
-    def __init__(self, sums_of: Callable[[int], Sums | None], only: frozenset[int] | None = None) -> None:
-        """`sums_of(row number)`; `only`: the columns that are taken."""
-        super().__init__()
+    def __init__(self, sums_of: Callable[[int], Sums | None], *, refunds: bool = False) -> None:
+        """`sums_of(row number)`: None where a row is not asked for.
+
+        `refunds`: take only what was given back, and count it as charged as well: the runs tell only the rest.
+        """
         self._sums_of = sums_of
-        self._only = only
-
-    def __missing__(self, field: bytes) -> tuple[Sums, int] | None:
-        column = _COLUMNS.get(field[-1:], MICRO)
-        sums = self._sums_of(int(field[:-1] if column else field))
-        found = None if sums is None or (self._only is not None and column not in self._only) else (sums, column)
-        self[field] = found
-        return found
+        self._refunds = refunds
+        self._fields: defaultdict[bytes, int] = defaultdict(int)
 
     def add(self, bucket: dict[bytes, bytes]) -> None:
         """Add a bucket's fields."""
-        for field, value in bucket.items():
-            place = self[field]
-            if place is not None:
-                place[0][place[1]] += int(value)
+        fields = self._fields
+        # A loop in C: there may be millions of them.
+        fields.update(zip(bucket, map(add, map(fields.__getitem__, bucket), map(int, bucket.values())), strict=True))
+
+    def settle(self) -> None:
+        """Hand on what was added so far."""
+        places: dict[bytes, Sums | None] = {}
+        for field, value in self._fields.items():
+            column = _COLUMNS.get(field[-1:], MICRO)
+            if self._refunds and column < REFUNDED_MICRO:
+                continue
+            number = field[:-1] if column else field
+            if number in places:
+                sums = places[number]
+            else:
+                sums = places[number] = self._sums_of(int(number))
+            if sums is not None:
+                sums[column] += value
+                if self._refunds:
+                    sums[column - REFUNDED_MICRO] += value
+        self._fields.clear()
 
 
 class OrgReader:
@@ -119,8 +137,11 @@ class OrgReader:
         spent = await again(partial(self._client.hgetall, self._keys.spent))
         return any(field[-1:] in (b"r", b"u") for field in spent)
 
-    async def add_buckets(self, parts: Sequence[tuple[int, int, Sink]]) -> None:
-        """Add all that was used in [since, until) to a sink, for each part; parts start and end on full hours."""
+    async def add_buckets(self, parts: Sequence[tuple[int, int, Sink]], rows: Sequence[int] | None = None) -> None:
+        """Add all that was used in [since, until) to a sink, for each part; parts start and end on full hours.
+
+        `rows`: the numbers of those that are asked for, None for all.
+        """
         if not parts:
             return
         first, last = min(p[0] for p in parts), max(p[1] for p in parts)
@@ -141,14 +162,21 @@ class OrgReader:
             return
         if len(parts) == 1 and first <= int(oldest[0]) * 1_000_000 and int(newest[0]) * 1_000_000 < last:
             parts[0][2].add(await again(partial(self._client.hgetall, names.spent)))
+            parts[0][2].settle()
             return
         kept = {text(field) for field, state in marks.items() if state == b"ok"}
         wanted = [(key, sink) for since, until, sink in parts for key in self._cover(since, until, hours, kept)]
-        batch = max(1, min(_KEYS_AT_ONCE, _FIELDS_AT_ONCE // (2 * len(self.rows) + 1)))
+        fields = None
+        if rows is not None and len(rows) * _FEW < len(self.rows):
+            fields = [f"{number}{suffix}" for number in rows for suffix in _SUFFIXES]
+        batch = self._at_once(fields)
         for start in range(0, len(wanted), batch):
             some = wanted[start : start + batch]
-            for (_, sink), bucket in zip(some, await again(partial(self._hashes, [k for k, _ in some])), strict=True):
+            buckets = await again(partial(self._hashes, [key for key, _ in some], fields))
+            for (_, sink), bucket in zip(some, buckets, strict=True):
                 sink.add(bucket)
+        for _, _, sink in parts:
+            sink.settle()
 
     async def hours(
         self, until: int, fields: Sequence[str] | None = None
@@ -156,13 +184,17 @@ class OrgReader:
         """(hour, its bucket) of all hours before an instant, ascending; of the buckets all, or only some fields."""
         names, last = self._keys, f"({until // 1_000_000}"
         found = await again(partial(self._client.zrangebyscore, names.hours, "-inf", last))
-        width = len(fields) if fields is not None else 2 * len(self.rows)
-        batch = max(1, min(_KEYS_AT_ONCE, _FIELDS_AT_ONCE // (width + 1)))
+        batch = self._at_once(fields)
         for start in range(0, len(found), batch):
             hours = [int(hour) * 1_000_000 for hour in found[start : start + batch]]
             buckets = await again(partial(self._hashes, [names.bucket(hour) for hour in hours], fields))
             for hour, bucket in zip(hours, buckets, strict=True):
                 yield hour, bucket
+
+    def _at_once(self, fields: Sequence[str] | None) -> int:
+        """How many buckets are asked for together."""
+        width = len(fields) if fields is not None else 2 * len(self.rows)
+        return max(1, min(_KEYS_AT_ONCE, _FIELDS_AT_ONCE // (width + 1)))
 
     async def _hashes(self, names: Sequence[str], fields: Sequence[str] | None = None) -> list[dict[bytes, bytes]]:
         async with self._client.pipeline(transaction=False) as pipe:
