@@ -208,6 +208,11 @@ class _Cluster(RedisCluster):
 
 
 class _Pipeline(ClusterPipeline):
+    def execute_command(self, *args: Any, **kwargs: Any) -> ClusterPipeline:
+        # redis-py's transactions hand `keys`, meant for its cache, on to the functions that read the answers.
+        kwargs.pop("keys", None)
+        return super().execute_command(*args, **kwargs)
+
     async def execute(self, raise_on_error: bool = True, allow_redirections: bool = True) -> list[Any]:
         cluster = self.cluster_client
         assert isinstance(cluster, _Cluster)
