@@ -67,8 +67,9 @@ class Script:
         call = ("EVALSHA", self.digest, len(names), *names, *arguments)
         marker = ("HSET", names[0], "synced", "1")
         wait = ("WAITAOF", 1, 0, _WAIT_MS)
+        first = None
         if not isinstance(self._client, Redis):
-            await self(names, arguments)  # finds the node, and repeating it is safe
+            first = await self(names, arguments)  # finds the node; the repetition below is harmless
         answer, marked, waited = await self._together(names[0], call, marker, wait)
         if isinstance(answer, NoScriptError):
             call = ("EVAL", self._text, *call[2:])
@@ -79,12 +80,12 @@ class Script:
         if isinstance(waited, RedisError):
             if "unknown command" not in str(waited) and "appendonly is disabled" not in str(waited):
                 raise waited
-            return answer  # docs/architecture.md says what then holds
+            return first or answer  # docs/architecture.md says what then holds
         if int(waited[0]) < 1:
             raise LedgerUnavailable(
                 "the ledger's server did not confirm the write to its disk in time; a retry is safe"
             )
-        return answer
+        return first or answer
 
     async def _together(self, name: str, *commands: tuple[Any, ...]) -> list[Any]:
         """Answers, or errors, of commands over one connection to the node that has a key."""
@@ -126,9 +127,11 @@ class Scripts:
         self.grant = Script(client, "grant")
         self.merge_hour = Script(client, "merge_hour")
         self.org = Script(client, "org")
+        self.purchase = Script(client, "purchase")
         self.rates_clock = Script(client, "rates_clock")
         self.rates_publish = Script(client, "rates_publish")
         self.release = Script(client, "release")
+        self.stage = Script(client, "stage")
         self.rollup = Script(client, "rollup")
 
 
