@@ -20,6 +20,8 @@ from ledger.names import check_name
 
 GRANT_SOURCES = ("provision", "purchase", "refund", "gift")
 KEY_MAX = 255
+PAYMENT_PREFIX = "payment:"
+"""Of the keys of grants that were paid for: nobody else's to use."""
 
 
 class GrantRecord(msgspec.Struct, frozen=True):
@@ -173,6 +175,8 @@ class Accounts:
             raise InvalidRequest(f"source {source!r}: expected one of {', '.join(GRANT_SOURCES)}")
         if not 0 < len(key) <= KEY_MAX or not key.isprintable():
             raise InvalidRequest(f"idempotency key: expected 1 to {KEY_MAX} printable characters")
+        if key.startswith(PAYMENT_PREFIX):
+            raise InvalidRequest(f"idempotency key {key!r}: those that start with {PAYMENT_PREFIX!r} are of payments")
         now = self._wall()
         for what, instant in (("effective_at", effective_us), ("expires_at", expires_us)):
             if instant is not None and not 0 <= instant < INSTANT_MAX_US:

@@ -14,6 +14,8 @@ from functools import partial
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+import msgspec
+
 from ledger import csv_text, keys
 from ledger.accounts import GrantRecord
 from ledger.clock import format_time, from_us, parse_time
@@ -31,7 +33,8 @@ _GROUPS: Final = ("project", "kind", "resource", "app")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Credits that came or went at an instant; `what`: grant, correction or expired."""
+    """Credits that came or went at an instant; `what`: grant, correction or expired. What a refund of a payment took
+    back is a correction below 0."""
 
     what: str
     at_us: int
@@ -221,6 +224,11 @@ async def entries_of(ledger: Ledger, org: str) -> list[Entry]:
             # What is left after the end is never spent any more, but by late charges of the time before it.
             left = int(purse[record.key].split(b"|")[2])
             entries.append(Entry("expired", parse_time(record.expires_at), left, record.source, record.reason))
+    taken = await again(partial(client.hvals, keys.of_org(org).withdrawals))
+    for entry in map(msgspec.json.decode, taken):
+        micro = parse_credits(entry["credits"])
+        signed = -micro if entry["type"] == "withdrawal" else micro
+        entries.append(Entry("correction", parse_time(entry["at"]), signed, "purchase", entry["reason"]))
     now = ledger.clock()
     return sorted((e for e in entries if e.at_us <= now), key=lambda entry: (entry.at_us, entry.what))
 

@@ -13,13 +13,14 @@ from typing import Any
 import msgspec
 
 from ledger import keys
-from ledger.accounts import GrantRecord
+from ledger.accounts import PAYMENT_PREFIX, GrantRecord
 from ledger.budgets import decode_budgets
 from ledger.connect import again
 from ledger.lua import text
 from ledger.money import COST_DENOMINATOR, HOUR_US, format_micro, parse_credits
 from ledger.org_state import Amounts, decode_amounts, decode_rows
 from ledger.periods import PERIODS
+from ledger.purchases import Order, Payment
 from ledger.rates_history import line_of
 from ledger.rollups import check_rollups
 from ledger.runs import Run
@@ -27,6 +28,8 @@ from ledger.store import Ledger
 from ledger.usage_reader import DAY_US, read_horizon
 
 FIELDS = ("micro", "us", "refunded_micro", "refunded_us")
+_SIGNS = {"grant": 1, "correction": 1, "restoration": 1, "withdrawal": -1}
+"""Journal entries that change what is granted."""
 Progress = Callable[[int, int], None]
 """(orgs done, orgs in all)"""
 
@@ -65,7 +68,8 @@ class _Org:
         self._same("spent", int(fields.get("spent", 0)), "rows", sum(a.micro for a in totals.values()))
         self._buckets(totals, buckets)
         await self._runs(fields, hashes, totals)
-        self._grants(fields, hashes, totals, journal)
+        taken = self._purchases(fields, hashes)
+        self._grants(fields, hashes, totals, journal, taken)
         self._holds(hashes, expiry)
         self._budgets(hashes, buckets, (await read_horizon(self._ledger)).hours_us)
         copies, wrong = await check_rollups(self._ledger, self._org)
@@ -84,6 +88,7 @@ class _Org:
             wanted = [
                 names.org, names.rows, names.spent, names.runs, names.ended, names.grants, names.purse, names.holds,
                 names.hold_of, names.held, names.running, names.budgets, names.budget_spent, names.forgotten,
+                names.withdrawals, names.payments, names.purchases,
                 *(names.running_of(source) for source in sources),
             ]  # fmt: skip
             async with client.pipeline(transaction=True) as pipe:
@@ -141,10 +146,12 @@ class _Org:
         hashes: dict[str, dict[bytes, bytes]],
         totals: dict[int, Amounts],
         journal: list[Any],
+        taken: int,
     ) -> None:
+        """`taken`: what refunds and disputes of payments took back of the grants."""
         records = [msgspec.json.decode(data, type=GrantRecord) for data in hashes[self._keys.grants].values()]
         self._checked["grants"] += len(records)
-        granted = sum(parse_credits(record.credits) for record in records)
+        granted = sum(parse_credits(record.credits) for record in records) - taken
         by_source: dict[str, int] = defaultdict(int)
         for record in records:
             by_source[record.source] += parse_credits(record.credits)
@@ -153,7 +160,7 @@ class _Org:
             self._same(f"granted by {source}", int(fields.get(f"granted:{source}", 0)), "grants", micro)
         entries = [msgspec.json.decode(item[b"entry"]) for _, item in journal]
         self._checked["journal entries"] += len(entries)
-        journaled = sum(parse_credits(e["credits"]) for e in entries if e["type"] in ("grant", "correction"))
+        journaled = sum(_SIGNS[e["type"]] * parse_credits(e["credits"]) for e in entries if e["type"] in _SIGNS)
         self._same("granted", int(fields.get("granted", 0)), "journal", journaled)
         left = sum(int(entry.split(b"|")[2]) for entry in hashes[self._keys.purse].values())
         paid = granted - left - int(fields.get("expired", 0))
@@ -162,6 +169,28 @@ class _Org:
         )
         refunded = sum(a.refunded_micro for a in totals.values())
         self._same("refunded", int(fields.get("refunded", 0)), "rows", refunded)
+
+    def _purchases(self, fields: dict[str, str], hashes: dict[str, dict[bytes, bytes]]) -> int:
+        """Every payment has its grant, and what was taken back of it; returns what was taken back of all."""
+        sums: dict[str, int] = defaultdict(int)
+        of_payments: dict[str, int] = defaultdict(int)
+        for data in hashes[self._keys.withdrawals].values():
+            entry = msgspec.json.decode(data)
+            sums[entry["type"]] += parse_credits(entry["credits"])
+            of_payments[entry["payment"]] -= _SIGNS[entry["type"]] * parse_credits(entry["credits"])
+        self._checked["withdrawals"] += len(hashes[self._keys.withdrawals])
+        self._same("withdrawn", int(fields.get("withdrawn", 0)), "withdrawals", sums["withdrawal"])
+        self._same("restored", int(fields.get("restored", 0)), "restorations", sums["restoration"])
+        for data in hashes[self._keys.payments].values():
+            payment = msgspec.json.decode(data, type=Payment)
+            self._checked["payments"] += 1
+            self._same(f"taken of {payment.id}", int(payment.taken), "withdrawals", of_payments[payment.id])
+            grant = hashes[self._keys.grants].get(f"{PAYMENT_PREFIX}{payment.id}".encode())
+            order = hashes[self._keys.purchases].get(payment.order.encode())
+            granted = 0 if grant is None else parse_credits(msgspec.json.decode(grant, type=GrantRecord).credits)
+            ordered = 0 if order is None or not payment.paid else msgspec.json.decode(order, type=Order).micro
+            self._same(f"granted for {payment.id}", granted, "its order", ordered)
+        return sums["withdrawal"] - sums["restoration"]
 
     def _holds(self, hashes: dict[str, dict[bytes, bytes]], expiry: set[str]) -> None:
         tiers: dict[str, int] = defaultdict(int)

@@ -1,0 +1,358 @@
+"""Credits bought by card: orders, payments, and what refunds and disputes take back.
+
+News of a payment may come in any order and any number of times: each is merged into the payment's record, and credits
+follow the record. What is paid is granted once for the payment's id, for ever; what is taken back is at every instant
+floor(credits x what of the payment was returned / payment). Order, payment and credits change in one atomic step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from ledger import keys
+from ledger.accounts import KEY_MAX, PAYMENT_PREFIX, GrantRecord
+from ledger.clock import Clock, format_time, now_us
+from ledger.connect import Client, again
+from ledger.errors import IdempotencyConflict, InvalidRequest, LedgerDamaged
+from ledger.lua import Scripts, common_keys, text
+from ledger.money import MICRO_MAX, format_micro
+from ledger.names import check_name
+
+STATES: Final = ("new", "open", "pending", "paid", "expired", "failed")
+
+
+class Order(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What somebody wants to buy. `amount`: in the currency's smallest unit. `state`: one of STATES.
+
+    `pending`: the buyer is done, the money is not there yet. `returned`: credits that refunds and disputes ask back.
+    """
+
+    id: str
+    org: str
+    digest: str
+    credits: str
+    micro: int
+    amount: int
+    currency: str
+    who: str
+    created_us: int
+    state: str = "new"
+    session: str = ""
+    url: str = ""
+    expires_us: int = 0
+    payments: tuple[str, ...] = ()
+    paid_us: int = 0
+    returned: int = 0
+
+
+class Payment(msgspec.Struct, frozen=True):
+    """A payment of an order. `reversals`: refund or dispute -> [how final it is, amount it takes back now].
+
+    `asked`, `taken`: micro-credits to be taken back, and taken (less only where they were spent and are forgiven).
+    """
+
+    id: str
+    order: str
+    paid: bool = False
+    refused: str = ""
+    reversals: dict[str, tuple[int, int]] = {}
+    moves: int = 0
+    asked: str = "0"
+    taken: str = "0"
+
+
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """News: money came in. `amount`: in the currency's smallest unit."""
+
+    org: str
+    order: str
+    payment: str
+    amount: int
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reversal:
+    """News: a refund or dispute `id` takes back `amount` (0: nothing, or nothing any more) of a payment.
+
+    `rank`: news of a higher rank is final over those of a lower one, in whatever order they come.
+    """
+
+    org: str
+    order: str
+    payment: str
+    id: str
+    kind: str
+    rank: int
+    amount: int
+    currency: str
+
+
+class Purchases:
+    """Orders and payments. Every change is one atomic script, on the disk before it is acknowledged."""
+
+    def __init__(
+        self, client: Client, scripts: Scripts, clock: Clock | None = None, refunds: str = "overdraft"
+    ) -> None:
+        """`refunds`: `overdraft`, or `forgive` what is spent already."""
+        self._client: Any = client
+        self._scripts = scripts
+        self._clock = clock
+        self._refunds = refunds
+
+    def _now(self) -> int:
+        return self._clock() if self._clock else now_us()
+
+    async def order(self, org: str, micro: int, amount: int, currency: str, *, key: str, who: str) -> Order:
+        """The order of an idempotency key: a new one, or the one it made before.
+
+        Raises: InvalidRequest; IdempotencyConflict (same key, other credits); LedgerUnavailable (retry is safe).
+        """
+        check_name("org", org)
+        if not 0 < len(key) <= KEY_MAX or not key.isprintable():
+            raise InvalidRequest(f"idempotency key: expected 1 to {KEY_MAX} printable characters")
+        if not 0 < micro <= MICRO_MAX or amount <= 0:
+            raise InvalidRequest(f"credits {format_micro(micro)}: cannot be bought")
+        order_id = "ord_" + hashlib.sha256(f"{org}{keys.US}{key}".encode()).hexdigest()[:32]
+        digest = hashlib.sha256(str(micro).encode()).hexdigest()[:32]
+        made = Order(order_id, org, digest, format_micro(micro), micro, amount, currency, who, self._now())
+        entry = {
+            "type": "order", "at": format_time(made.created_us), "who": who, "order": order_id,
+            "credits": made.credits, "amount": amount, "currency": currency,
+        }  # fmt: skip
+        await again(lambda: self._client.sadd(keys.ORGS, org))
+        while True:
+            known, data = await self._order(org, order_id)
+            if known is not None and known.digest != digest:
+                raise IdempotencyConflict(
+                    f"idempotency key {key!r} was used for an order of {known.credits} credits; use a new key"
+                )
+            if await self._commit(org, (order_id, data, known or made), entries=[] if known else [entry]):
+                return known or made
+
+    async def get(self, org: str, order_id: str) -> Order | None:
+        """An order, None where there is none."""
+        return (await self._order(org, order_id))[0]
+
+    async def payment(self, org: str, payment_id: str) -> Payment | None:
+        """A payment's record, None where there is none."""
+        return (await self._payment(org, payment_id))[0]
+
+    async def orders(self, org: str) -> list[Order]:
+        """All orders of an org, the newest first."""
+        data = await again(lambda: self._client.hvals(keys.of_org(org).purchases))
+        orders = [msgspec.json.decode(item, type=Order) for item in data]
+        return sorted(orders, key=lambda order: (-order.created_us, order.id))
+
+    async def opened(self, org: str, order_id: str, session: str, url: str, expires_us: int) -> Order:
+        """Note where the order is paid; returns the order, with the session that came first."""
+        while True:
+            order, data = await self._order(org, order_id)
+            if order is None:
+                raise LedgerDamaged(f"order {order_id} of org {org!r} was recorded and is gone")
+            new = order
+            if order.state == "new":
+                new = msgspec.structs.replace(order, state="open", session=session, url=url, expires_us=expires_us)
+            if await self._commit(org, (order_id, data, new)):
+                return new
+
+    async def closed(self, org: str, order_id: str, state: str) -> None:
+        """Note that an order is `pending`, `expired` or `failed`; what is paid stays so, what failed is not pending."""
+        while True:
+            order, data = await self._order(org, order_id)
+            if order is None or order.state in ("paid", state) or (state != "failed" and order.state == "failed"):
+                return
+            if await self._commit(org, (order_id, data, msgspec.structs.replace(order, state=state))):
+                return
+
+    async def paid(self, news: Paid) -> str:
+        """Grant what was paid for: `credited`, `known`, or `refused` (counted and journaled, nothing is granted).
+
+        Raises: LedgerUnavailable (retry is safe).
+        """
+        return await self._settle(news)
+
+    async def returned(self, news: Reversal) -> str:
+        """Take back, or restore, the credits of a refund or dispute: `changed`, `known` or `refused`.
+
+        Raises: LedgerUnavailable (retry is safe).
+        """
+        return await self._settle(news)
+
+    async def place_of(self, payment_id: str) -> tuple[str, str] | None:
+        """(org, order) of a payment that there was news of."""
+        found = await again(lambda: self._client.hget(keys.PAYMENTS, payment_id))
+        if found is None:
+            return None
+        org, _, order_id = text(found).partition(keys.US)
+        return org, order_id
+
+    async def refused(self, reason: str) -> None:
+        """Count news that cannot be used."""
+        await again(lambda: self._client.hincrby(keys.PAYMENTS_REFUSED, reason, 1))
+
+    async def refusals(self) -> dict[str, int]:
+        """Why payments were not credited -> how many."""
+        found = await again(lambda: self._client.hgetall(keys.PAYMENTS_REFUSED))
+        return {text(reason): int(count) for reason, count in found.items()}
+
+    async def _settle(self, news: Paid | Reversal) -> str:
+        too_large = False
+        while True:
+            order, order_data = await self._order(news.org, news.order)
+            if order is None:
+                await self.refused("unknown_order")
+                return "refused"
+            await again(lambda: self._client.hset(keys.PAYMENTS, news.payment, f"{news.org}{keys.US}{news.order}"))
+            payment, payment_data = await self._payment(news.org, news.payment)
+            if payment is not None and payment.order != order.id:
+                await self.refused("other_order")
+                return "refused"
+            step = _Step(order, payment or Payment(news.payment, order.id), self._now(), self._refunds)
+            if isinstance(news, Paid):
+                step.pay(news, too_large)
+            else:
+                step.reverse(news)
+            step.balance()
+            done = await self._commit(
+                news.org,
+                (order.id, order_data, step.order),
+                (news.payment, payment_data, step.payment),
+                step.entries,
+                step.moves,
+            )
+            if done == "too_large":
+                too_large = True
+            elif done:
+                if step.outcome == "refused":
+                    await self.refused(step.payment.refused)
+                return step.outcome
+
+    async def _order(self, org: str, order_id: str) -> tuple[Order | None, bytes]:
+        data = await again(lambda: self._client.hget(keys.of_org(org).purchases, order_id))
+        return (None, b"") if data is None else (msgspec.json.decode(data, type=Order), data)
+
+    async def _payment(self, org: str, payment_id: str) -> tuple[Payment | None, bytes]:
+        data = await again(lambda: self._client.hget(keys.of_org(org).payments, payment_id))
+        return (None, b"") if data is None else (msgspec.json.decode(data, type=Payment), data)
+
+    async def _commit(
+        self,
+        org: str,
+        order: tuple[str, bytes, Order],
+        payment: tuple[str, bytes, Payment] | None = None,
+        entries: list[dict[str, Any]] | None = None,
+        moves: Mapping[str, list[Any]] | None = None,
+    ) -> str:
+        """`ok`, `too_large`, or "" where order or payment moved on. Also where nothing changes: it waits for the disk,
+        on which the change may not be that this call found."""
+        plan: dict[str, Any] = {
+            "org": org,
+            "order": [order[0], text(order[1]), text(msgspec.json.encode(order[2]))],
+            "payment": ["", "", ""]
+            if payment is None
+            else [payment[0], text(payment[1]), text(msgspec.json.encode(payment[2]))],
+            "grant": ["", "", "0", "0"],
+            "withdraw": ["", "0", "", "", ""],
+            "restore": ["", "0", ""],
+            "entries": [text(msgspec.json.encode(entry)) for entry in entries or []],
+            "limit": str(MICRO_MAX),
+            **(moves or {}),
+        }
+        names = keys.of_org(org)
+        answer = await self._scripts.purchase.durably(
+            [*common_keys(names), names.grants, names.purchases, names.payments, names.withdrawals],
+            [msgspec.msgpack.encode(plan), str(self._clock()) if self._clock else ""],
+        )
+        said = text(answer[0])
+        return "" if said == "conflict" else said
+
+
+class _Step:
+    """One news merged into order and payment, and the credits that move by it."""
+
+    def __init__(self, order: Order, payment: Payment, now: int, refunds: str) -> None:
+        self.order = order
+        self.payment = payment
+        self.outcome = "known"
+        self.entries: list[dict[str, Any]] = []
+        self.moves: dict[str, list[Any]] = {}
+        self._now = now
+        self._refunds = refunds
+        self._cause = ""
+
+    def pay(self, news: Paid, too_large: bool) -> None:
+        """Money came in: it must be what the order asked for."""
+        if self.payment.paid:
+            return
+        wrong = "wrong_amount" if news.amount != self.order.amount else ""
+        wrong = "wrong_currency" if news.currency != self.order.currency else wrong
+        wrong = "too_large" if too_large else wrong
+        if wrong:
+            if self.payment.refused:
+                return
+            self.outcome = "refused"
+            self.payment = msgspec.structs.replace(self.payment, refused=wrong)
+            self._journal("payment_refused", reason=wrong, amount=news.amount, currency=news.currency)
+            return
+        self.outcome = "credited"
+        self.payment = msgspec.structs.replace(self.payment, paid=True, refused="")
+        payments = (*self.order.payments, news.payment)
+        self.order = msgspec.structs.replace(
+            self.order, state="paid", payments=payments, paid_us=self.order.paid_us or self._now
+        )
+        at, order = format_time(self._now), self.order
+        key, reason = PAYMENT_PREFIX + news.payment, f"order {order.id}, paid by card"
+        digest = hashlib.sha256(f"{order.id}{keys.US}{news.payment}".encode()).hexdigest()
+        record = GrantRecord(key, digest, order.credits, "purchase", reason, at, at, None, order.who)
+        self.moves["grant"] = [key, text(msgspec.json.encode(record)), str(order.micro), str(self._now)]
+        self._journal(
+            "grant", credits=order.credits, source="purchase", reason=reason, key=key, effective_at=at,
+            expires_at=None, amount=order.amount, currency=order.currency, buyer=order.who,
+        )  # fmt: skip
+
+    def reverse(self, news: Reversal) -> None:
+        """A refund or dispute: news that are not final over what is known change nothing."""
+        known = self.payment.reversals.get(news.id)
+        if known is not None and known[0] >= news.rank:
+            return
+        # Of another currency: what of the payment that is cannot be told, so it is all of it.
+        amount = news.amount if news.currency == self.order.currency or news.amount == 0 else self.order.amount
+        reversals = {**self.payment.reversals, news.id: (news.rank, amount)}
+        self.payment = msgspec.structs.replace(self.payment, reversals=reversals)
+        self.outcome, self._cause = "changed", f"{news.kind} {news.id}"
+
+    def balance(self) -> None:
+        """Have the credits follow the record."""
+        if not self.payment.paid:
+            return
+        order, before = self.order, int(self.payment.asked)
+        back = min(order.amount, sum(amount for _, amount in self.payment.reversals.values()))
+        asked = order.micro * back // order.amount
+        if asked == before:
+            return
+        move = f"{PAYMENT_PREFIX}{self.payment.id}:{self.payment.moves + 1}"
+        entry: dict[str, Any] = {
+            "type": "withdrawal", "at": format_time(self._now), "who": "payments", "order": order.id,
+            "payment": self.payment.id, "credits": "0", "forgiven": "0", "key": move,
+            "reason": self._cause or "returned before it was known to be paid",
+        }  # fmt: skip
+        give = int(self.payment.taken) - asked  # what was forgiven was never taken, and is not given back
+        if asked > before:
+            own = PAYMENT_PREFIX + self.payment.id
+            self.moves["withdraw"] = [move, str(asked - before), text(msgspec.json.encode(entry)), own, self._refunds]
+        elif give > 0:
+            entry["type"] = "restoration"
+            self.moves["restore"] = [move, str(give), text(msgspec.json.encode(entry))]
+        self.payment = msgspec.structs.replace(self.payment, moves=self.payment.moves + 1, asked=str(asked))
+        self.order = msgspec.structs.replace(order, returned=order.returned + asked - before)
+
+    def _journal(self, kind: str, **more: Any) -> None:
+        entry = {"type": kind, "at": format_time(self._now), "who": "payments"}
+        self.entries.append({**entry, "order": self.order.id, "payment": self.payment.id, **more})

@@ -1,0 +1,101 @@
+-- uses _common
+-- Commit what a payment's news mean: order, payment, credits and journal, all or nothing.
+--
+-- KEYS    the eight of _common, 9 grants, 10 purchases, 11 payments, 12 withdrawals
+-- ARGV    1 plan (msgpack map; every amount is a string of an integer of micro-credits):
+--           org
+--           order     {id, JSON the plan was computed from or '', new JSON}
+--           payment   the same, id '' where it is about the order only; amounts in it are strings
+--           grant     {key, record (JSON), amount, starts_us}: credits paid for; key '' for none
+--           withdraw  {id, amount, entry (JSON), grant key, 'overdraft' or 'forgive'}: taken back; id '' for none
+--           restore   {id, amount, entry (JSON)}: given again; id '' for none
+--           entries   list of journal entries (JSON)
+--           limit     largest amount
+--         2 now_us or ''
+-- Returns {'ok', micro-credits taken back}; {'conflict', ''}: order or payment moved on, compute again;
+--   {'too_large', ''}: the org would hold more than can be counted. A repeated call finds its own work: 'conflict'.
+--
+-- What is taken back comes from the payment's own grant, then from those in force, the soonest to expire first.
+-- The rest is an overdraft that the next grant pays, or is forgiven.
+local plan = cmsgpack.unpack(ARGV[1])
+local now = clock(ARGV[2])
+if (redis.call('HGET', KEYS[10], plan.order[1]) or '') ~= plan.order[2] then
+  return {'conflict', ''}
+end
+if plan.payment[1] ~= '' and (redis.call('HGET', KEYS[11], plan.payment[1]) or '') ~= plan.payment[2] then
+  return {'conflict', ''}
+end
+if plan.grant[1] ~= '' and micro(KEYS[1], 'granted') + tonumber(plan.grant[3]) > tonumber(plan.limit) then
+  return {'too_large', ''}
+end
+
+-- Micro-credits as a decimal number of credits.
+local function credits(amount)
+  local whole = math.floor(amount / 1000000)
+  local part = string.gsub(string.format('%06.0f', amount - whole * 1000000), '0+$', '')
+  return text(whole) .. (part ~= '' and '.' .. part or '')
+end
+
+local function keep(id, entry, amount, forgiven)
+  entry.credits = credits(amount)
+  entry.forgiven = credits(forgiven)
+  local packed = cjson.encode(entry)
+  redis.call('HSET', KEYS[12], id, packed)
+  redis.call('XADD', KEYS[8], '*', 'entry', packed)
+end
+
+for _, entry in ipairs(plan.entries) do
+  redis.call('XADD', KEYS[8], '*', 'entry', entry)
+end
+
+if plan.grant[1] ~= '' then
+  if redis.call('HEXISTS', KEYS[9], plan.grant[1]) == 1 then
+    return redis.error_reply('the grant of a payment that is not paid is there: ' .. plan.grant[1])
+  end
+  redis.call('HSET', KEYS[9], plan.grant[1], plan.grant[2])
+  redis.call('HSET', KEYS[1], 'name', plan.org, 'known', '1')
+  redis.call('HINCRBY', KEYS[1], 'granted', plan.grant[3])
+  redis.call('HINCRBY', KEYS[1], 'granted:purchase', plan.grant[3])
+  redis.call('HSET', KEYS[2], plan.grant[1], plan.grant[4] .. '||' .. plan.grant[3])
+  pay_debt(now)
+end
+
+local taken = 0
+if plan.withdraw[1] ~= '' then
+  local asked = tonumber(plan.withdraw[2])
+  pay_debt(now)
+  local grants, own = grants_in_order(), {}
+  for _, grant in ipairs(grants) do
+    if grant.id == plan.withdraw[4] then own[1] = grant end
+  end
+  local due = pay(own, asked, -1, 2 ^ 53)
+  due = pay(grants, due, now, now + 1)
+  keep_grants(grants)
+  taken = asked
+  if plan.withdraw[5] == 'forgive' then
+    taken = asked - due
+  elseif due > 0 then
+    local debt_at = math.max(micro(KEYS[1], 'debt_at'), now)
+    redis.call('HINCRBY', KEYS[1], 'debt', text(due))
+    redis.call('HSET', KEYS[1], 'debt_at', text(debt_at))
+  end
+  redis.call('HINCRBY', KEYS[1], 'granted', text(-taken))
+  redis.call('HINCRBY', KEYS[1], 'withdrawn', text(taken))
+  keep(plan.withdraw[1], cjson.decode(plan.withdraw[3]), taken, asked - taken)
+end
+
+if plan.restore[1] ~= '' then
+  redis.call('HINCRBY', KEYS[1], 'granted', plan.restore[2])
+  redis.call('HINCRBY', KEYS[1], 'restored', plan.restore[2])
+  redis.call('HSET', KEYS[2], plan.restore[1], '0||' .. plan.restore[2])
+  keep(plan.restore[1], cjson.decode(plan.restore[3]), tonumber(plan.restore[2]), 0)
+  pay_debt(now)
+end
+
+redis.call('HSET', KEYS[10], plan.order[1], plan.order[3])
+if plan.payment[1] ~= '' then
+  local payment = cjson.decode(plan.payment[3])
+  payment.taken = text(tonumber(payment.taken) + taken - tonumber(plan.restore[2]))
+  redis.call('HSET', KEYS[11], plan.payment[1], cjson.encode(payment))
+end
+return {'ok', text(taken)}
