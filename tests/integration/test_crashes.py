@@ -18,8 +18,10 @@ from redis.asyncio import UnixDomainSocketConnection
 
 from exporter.rounds import Rounds
 from ledger import keys
-from ledger.connect import Client
+from ledger.connect import Client, connect
 from ledger.model import Observation, RatePlan, RateTable, Snapshot
+from ledger.org_state import OrgState
+from ledger.plan import Plan
 from ledger.store import Ledger, open_ledger
 from ledger.verify import verify
 from tests.crash_history import SOURCE, History
@@ -255,9 +257,9 @@ async def test_kill_9_before_and_after_every_call_of_many_rounds(make_server: Ma
     assert await dies_at_every_call(make_server().url, nursery, 12, range(1, 12, 2)) > 100
 
 
-def job(number: int, ended_hour: int | None = None) -> Observation:
+def job(number: int, ended_hour: int | None = None, org: str = "acme") -> Observation:
     ended = None if ended_hour is None else T0 + ended_hour * HOUR
-    return Observation(f"job-{number}", "job", "acme", "vision", "ann", "small", "", T0, ended)
+    return Observation(f"job-{number}", "job", org, "vision", "ann", "small", "", T0, ended)
 
 
 async def take(rounds: Rounds, hour: int, *workloads: Observation) -> None:
@@ -280,6 +282,35 @@ async def test_an_exporter_that_outlives_a_lost_tail_charges_what_was_lost_again
         await take(rounds, 3, job(1, ended_hour=2))
         await take(rounds, 4)
         assert (await ledger.accounts.balance("acme")).spent_micro == 2_000_000
+        assert (await verify(ledger))["ok"]
+
+
+async def test_a_move_between_orgs_that_was_cut_short_and_then_taken_back(valkey_url: str) -> None:
+    class Cut(Exception):
+        """The exporter's end."""
+
+    async with connect(valkey_url, None) as client:
+        await client.flushall()
+    async with open_ledger(valkey_url, epoch_us=T0) as ledger:
+        await ledger.rates.publish(RatePlan("default", ((0, RateTable({"small": 10**9})),)))
+        commit = ledger.charging.commit
+
+        async def dies_at_acme(plan: Plan, state: OrgState) -> bool:
+            if plan.org == "acme":
+                raise Cut
+            return await commit(plan, state)
+
+        for hour, org in enumerate(["acme", "beta", "acme", "beta", "beta"], 1):
+            rounds = rounds_of(ledger)
+            if hour == 3:
+                ledger.charging.commit = dies_at_acme  # type: ignore[method-assign]
+                with pytest.raises(Cut):
+                    await take(rounds, hour, job(1, org=org))
+                ledger.charging.commit = commit  # type: ignore[method-assign]
+            else:
+                await take(rounds, hour, job(1, org=org))
+        assert (await ledger.accounts.balance("acme")).spent_micro == 2_000_000
+        assert (await ledger.accounts.balance("beta")).spent_micro == 3_000_000
         assert (await verify(ledger))["ok"]
 
 
