@@ -130,10 +130,10 @@ class SlurmSource:
         default=24.0, metadata=setting(values.hours, "How far back the first round asks accounting for ended jobs.")
     )
     grace_signal: str = field(
-        default="TERM",
+        default="CONT",
         metadata=setting(
-            choice("TERM", "INT", "HUP", "USR1", "USR2", "CONT", "none"),
-            "What tells jobs that credits run out. A job that does not catch it ends, but by `CONT`.",
+            choice("CONT", "TERM", "INT", "HUP", "USR1", "USR2", "none"),
+            "What tells jobs that credits run out; all but `CONT` end a job that does not catch them.",
         ),
     )
     timeout_seconds: float = field(default=20.0, metadata=_timeout)

@@ -21,7 +21,7 @@ SHOWN = "Org acme has no credits left; ask  ops  (ops@acme.example)."
 
 @pytest.fixture
 def actions(slurm_lab: SlurmLab) -> SlurmActions:
-    return SlurmActions(SlurmSource(cluster="hpc", slurm_conf=slurm_lab.slurm_conf))
+    return SlurmActions(SlurmSource(cluster="hpc", slurm_conf=slurm_lab.slurm_conf, grace_signal="TERM"))
 
 
 @pytest.fixture
