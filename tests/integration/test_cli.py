@@ -139,8 +139,8 @@ def test_a_grant_that_starts_later_or_has_expired_does_not_count(lab: Lab) -> No
         (["balance", "--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
     ],
 )
-def test_wrong_use_is_said_in_one_line_with_exit_code_2(lab: Lab, arguments: list[str], words: str) -> None:
-    done = lab.run(*arguments)
+def test_wrong_use_is_said_in_one_line_with_exit_code_2(tmp_path: Path, arguments: list[str], words: str) -> None:
+    done = Lab(tmp_path).run(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert words in done.stderr
