@@ -14,7 +14,7 @@ from config.fields import At, File, Reader, Refused, Unusable, choice, map_of, r
 from config.payments import Payments
 from config.problems import Problem
 from config.sources import SimulatedSource, SourceSettings, sources
-from config.values import Address
+from config.values import Address, Secret
 from config.yaml_nodes import read_yaml
 from ledger.errors import CreditsError
 from ledger.money import AmountError, parse_credits
@@ -186,6 +186,16 @@ class AdmissionSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    """Who is told of stage changes by HTTP."""
+
+    url: str = field(metadata=setting(values.url("http", "https"), "Gets each event as a JSON body by POST."))
+    secret: Secret = field(
+        repr=False, metadata=setting(values.secret, "Signs the body: header `Credits-Signature`, HMAC-SHA256.")
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exhaustion:
     """What happens to an org that runs out."""
 
@@ -201,6 +211,9 @@ class Exhaustion:
             choice("block", "suspend", "stop"),
             "`block` refuses new work only; `suspend` and `stop` also act on what runs, after the grace.",
         ),
+    )
+    webhook: Webhook | None = field(
+        default=None, metadata=setting(section(Webhook), "Who is told of each change of stage.", absent="nobody")
     )
 
 

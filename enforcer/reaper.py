@@ -1,188 +1,226 @@
-"""Moves orgs through the stages of exhaustion, and acts on what runs where the policy says so.
+"""Looks at every org again and again, puts its tiers into their stages, and acts on what runs where that says so.
 
-Every pass decides anew from the ledger; a stage is moved by whoever is first, and every action may be repeated, so
-two enforcers do no harm. Nothing is done while the ledger is away (the pass fails) or on stale facts.
+Nothing is done on what a source said too long ago, nor while the ledger is away: then a look ends in an exception.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-import msgspec
-
-from config.settings import Settings
+from config.settings import AdmissionSettings
 from enforcer.actions.base import ActionError, Actions, Outcome
 from enforcer.metrics import EnforcerMetrics
+from enforcer.notify import Notifier
+from enforcer.stages import WORDS, Policy, Stage, TierFacts, decide
 from ledger.accounts import Balance
-from ledger.clock import Clock, now_us
-from ledger.errors import CreditsError
+from ledger.budget_store import BudgetState
+from ledger.clock import Clock, format_time
+from ledger.errors import CreditsError, UnknownOrg
+from ledger.exhaustion import ORG_TIER, ExhaustionState, RunningWork, TierState
+from ledger.keys import tier_fields
 from ledger.money import HOUR_US, format_micro
-from ledger.rates_history import nano_of
-from ledger.stages import Funds, Policy, Stage, StageRecord, Suspended, next_stage, policy_of
 from ledger.store import Ledger
 
-STALE_ROUNDS: Final = 4
-"""Rounds a source may miss before its facts are too old to act on."""
-_STALE_US_MIN: Final = 60_000_000
-_MINUTE_US: Final = 60_000_000
+_SIGNALLED, _SUSPENDED, _STOPPED, _CANNOT = "signal", "suspend", "stop", "cannot"
+_AT_ONCE: Final = 8
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Tier:
+    """One tier of an org at one look."""
+
+    name: str
+    title: str
+    facts: TierFacts
+    state: TierState
+    project: str | None = None
+    user: str | None = None
+
+    def covers(self, work: RunningWork) -> bool:
+        return self.project is None or (work.project == self.project and self.user in (None, work.user))
+
+
 class Reaper:
-    """One enforcer's loop over all orgs. `actions`: by name of the source whose workloads they act on."""
+    """One look is `round()`; several enforcers take turns by a lease in the ledger."""
 
     def __init__(
-        self,
-        ledger: Ledger,
-        settings: Settings,
-        actions: Mapping[str, Actions],
-        metrics: EnforcerMetrics,
-        clock: Clock = now_us,
-    ) -> None:
+        self, ledger: Ledger, policy: Policy, admission: AdmissionSettings, actions: Mapping[str, Actions],
+        metrics: EnforcerMetrics, clock: Clock, *, interval_seconds: float, notifier: Notifier | None = None,
+    ) -> None:  # fmt: skip
+        """`actions` by the name of the source."""
         self._ledger = ledger
-        self._settings = settings
+        self._policy = policy
+        self._admission = admission
         self._actions = actions
         self._metrics = metrics
         self._clock = clock
-        given = settings.exhaustion
-        self._policy = Policy(
-            int(given.warn_hours_left * HOUR_US),
-            int(given.grace_minutes * _MINUTE_US),
-            int(settings.admission.hold_minutes * _MINUTE_US),
-            given.then,
-        )
-        self._tells = given.webhook is not None
+        self._interval_seconds = interval_seconds
+        self._stale_us = int(max(60.0, 4 * interval_seconds) * 1_000_000)
+        self._hold_us = int(admission.hold_minutes * 60_000_000)
+        self._notifier = notifier
+        self._who = secrets.token_hex(8)
 
     async def run(self) -> None:
-        """Pass after pass, until cancelled."""
+        """Looks until cancelled."""
         while True:
             try:
-                await self.look()
-            except (CreditsError, OSError) as error:
-                log.warning("no stage was looked at: %s", error)
+                await self.round()
+            except CreditsError as error:
+                log.warning("nothing is stopped or resumed for now: %s", error)
             except Exception:
-                log.exception("no stage was looked at")
-            await asyncio.sleep(self._settings.metering.interval_seconds)
+                log.exception("a look at the orgs failed")
+            await asyncio.sleep(self._interval_seconds)
 
-    async def look(self) -> None:
-        """One pass over all orgs. Raises: LedgerUnavailable: nothing more was done."""
-        marks = await self._ledger.charging.source_marks()
+    async def round(self) -> bool:
+        """One look at all orgs; False where another enforcer does it. Raises: LedgerUnavailable."""
+        if not await self._ledger.exhaustion.lead(self._who, max(30.0, 4 * self._interval_seconds)):
+            self._metrics.stages = {}
+            return False
         stages: dict[str, int] = {}
-        for balance in await self._ledger.accounts.balances():
-            record = await self._org(balance, marks)
-            stages[balance.org] = record.stage.level
-        self._metrics.stages(stages)
+        marks = await self._ledger.charging.source_marks()
+        for org in await self._ledger.accounts.orgs():
+            try:
+                stages[org] = await self._look(org, marks)
+            except UnknownOrg:
+                continue
+        self._metrics.stages = stages
+        if self._notifier is not None:
+            await self._notifier.deliver()
+        return True
 
-    async def _org(self, balance: Balance, marks: Mapping[str, int]) -> StageRecord:
-        stored, now = balance.stage_data, self._clock()
-        record = StageRecord.decode(stored.encode())
-        funds = Funds(
-            balance.left_micro, balance.admitted_micro, balance.burn_micro,
-            sum(one.burn_micro for one in record.suspended), balance.unlimited,
-        )  # fmt: skip
-        following = next_stage(record, funds, policy_of(dict(balance.policy), self._policy), now)
-        acts = following.stage.level > Stage.BLOCK.level
-        if acts and (self._is_off(balance) or not await self._is_fresh(balance.org, marks, now)):
-            return record  # what is under way waits; nothing is told or stopped on stale facts
-        if following is not record:
-            moved = await self._ledger.stages.move(
-                balance.org, stored, following, now, balance.left_micro, tells=self._tells
-            )
-            if not moved:
-                return record
-            stored = following.encode()
-            log.warning("org %s: %s -> %s, %s left", balance.org, record.stage, following.stage,
-                        format_micro(balance.left_micro))  # fmt: skip
-        reason = reason_of(balance, following)
-        if following.stage is Stage.GRACE and following is not record:
-            await self._each(balance.org, following, lambda actions, i: actions.signal(i, reason))
-        elif following.stage is Stage.STOP:
-            await self._each(balance.org, following, lambda actions, i: actions.stop(i, reason))
-        elif following.stage is Stage.SUSPEND:
-            done = await self._each(balance.org, following, lambda actions, i: actions.suspend(i, reason))
-            following = await self._note(balance, stored, following, (*following.suspended, *done), now)
-        elif following.suspended and following.stage in (Stage.OK, Stage.WARN):
-            left = [one for one in following.suspended if not await self._resumed(one)]
-            following = await self._note(balance, stored, following, tuple(left), now)
-        return following
+    async def _look(self, org: str, marks: Mapping[str, int]) -> int:
+        balance = await self._ledger.accounts.balance(org)
+        state = await self._ledger.exhaustion.read(org)
+        budgets = await self._ledger.budgets.states(org)
+        policy = self._policy.of_org(balance.policy)
+        mode = balance.policy.get("mode") or self._admission.mode
+        if mode != "enforce":  # what is only tried out stops nothing
+            policy = Policy(policy.warn_us, policy.grace_us, "block")
+        now = self._clock()
+        work: list[RunningWork] | None = None
+        if policy.then != "block" and any(state.running.values()):
+            work = await self._ledger.exhaustion.running_work(org)
+        tiers = _tiers(org, balance, budgets, state, now, self._hold_us)
+        stage = Stage.NONE
+        for tier in tiers:
+            mine = [one for one in work or () if tier.covers(one) and self._may_act(one)]
+            fresh = [one for one in mine if now - marks.get(one.source, 0) <= self._stale_us]
+            facts = tier.facts if len(fresh) == len(mine) else _not_fresh(tier.facts)
+            after = decide(tier.state, facts, policy)
+            if after != tier.state:
+                await self._enter(org, tier, after, policy)
+            if tier.name == ORG_TIER:
+                stage = Stage(after.stage)
+            await self._act(org, tier, after, policy, fresh, state, balance)
+        known = {tier.name for tier in tiers}
+        for name in state.stages.keys() - known:  # its budget was removed
+            await self._ledger.exhaustion.write(org, name, None, None)
+        for (name, source, workload), what in state.acted.items():
+            if name not in known:
+                await self._undo(org, name, source, workload, what)
+        return stage
 
-    def _is_off(self, balance: Balance) -> bool:
-        """Whether admission only watches: then nothing that runs is touched either."""
-        return (balance.policy.get("mode") or self._settings.admission.mode) != "enforce"
+    def _may_act(self, work: RunningWork) -> bool:
+        return work.source in self._actions and self._admission.mode_of(work.cluster) == "enforce"
 
-    async def _is_fresh(self, org: str, marks: Mapping[str, int], now: int) -> bool:
-        """Whether every source that meters work of the org has told of it lately."""
-        bound = max(_STALE_US_MIN, int(STALE_ROUNDS * self._settings.metering.interval_seconds * 1_000_000))
-        burning = await self._ledger.charging.burning_sources(org)
-        stale = sorted(source for source in burning if now - marks.get(source, 0) > bound)
-        if stale:
-            log.warning("org %s: nothing is done to running work, %s is out of date", org, ", ".join(stale))
-            self._metrics.count_action("any", "stale")
-        return not stale
+    async def _enter(self, org: str, tier: _Tier, after: TierState, policy: Policy) -> None:
+        word = WORDS.get(Stage(after.stage), policy.then)
+        entry = {
+            "type": "stage", "event": secrets.token_hex(8), "at": format_time(self._clock()), "who": "enforcer",
+            "org": org, "stage": word, "before": WORDS.get(Stage(tier.state.stage), policy.then),
+            "tier": "org" if tier.project is None else "project" if tier.user is None else "user",
+            "project": tier.project, "user": tier.user, "left": format_micro(tier.facts.left_micro),
+            "burn_rate": format_micro(tier.facts.burn_micro),
+            "until": format_time(after.until_us) if after.stage == Stage.GRACE else None,
+            "reason": f"{tier.title}: {word}",
+        }  # fmt: skip
+        if self._notifier is not None:
+            await self._notifier.note(entry)
+        forgotten = after.stage == Stage.NONE
+        await self._ledger.exhaustion.write(org, tier.name, None if forgotten else after, entry)
+        log.info("org %s: %s: from %s to %s", org, tier.title, entry["before"], word)
 
-    async def _each(
-        self, org: str, record: StageRecord, act: Callable[[Actions, str], Awaitable[Outcome]]
-    ) -> list[Suspended]:
-        """Act on every job and app of the org that runs; those that were acted on, with what they cost an hour."""
-        state = await self._ledger.charging.load(org)
-        held = {(one.source, one.id) for one in record.suspended}
-        done: list[Suspended] = []
-        for source, runs in state.runs.items():
-            actions = self._actions.get(source)
-            for run in runs.values():
-                pauses = run.suspended and run.suspended[-1][1] is None
-                if run.state != "open" or run.kind == "storage" or pauses or (source, run.id) in held:
-                    continue
-                outcome = Outcome.CANNOT if actions is None else await self._try(act(actions, run.id), source, run.id)
-                if outcome is Outcome.DONE:
-                    row = state.rows[run.row]
-                    table = (await self._ledger.rates.read(run.cluster))[1]
-                    nano = nano_of(table.at(self._clock()), row.kind, row.resource, row.app, run.bills_app) if table else 0
-                    done.append(Suspended(source, run.id, (nano or 0) // 1000))
-        return done
+    async def _act(
+        self, org: str, tier: _Tier, after: TierState, policy: Policy, fresh: Sequence[RunningWork],
+        state: ExhaustionState, balance: Balance,
+    ) -> None:  # fmt: skip
+        done = {(source, workload): what for (name, source, workload), what in state.acted.items() if name == tier.name}
+        if after.stage < Stage.GRACE:
+            for (source, workload), what in done.items():
+                await self._undo(org, tier.name, source, workload, what)
+            return
+        until = format_time(after.until_us)
+        ask = balance.contact or f"an owner of org {org}"
+        verb = {"suspend": "suspended", "stop": "stopped"}[policy.then]
+        is_grace = after.stage == Stage.GRACE
+        what = _SIGNALLED if is_grace else _SUSPENDED if policy.then == "suspend" else _STOPPED
+        when = f"will be {verb} at {until}" if is_grace else f"is {verb} now"
+        reason = f"{tier.title}: credits are running out, so this {when} unless credits come. Ask {ask}."
+        todo = [one for one in fresh if done.get((one.source, one.id)) not in (what, _CANNOT)]
+        gate = asyncio.Semaphore(_AT_ONCE)
 
-    async def _resumed(self, one: Suspended) -> bool:
-        actions = self._actions.get(one.source)
-        if actions is None:
-            return True  # the source is configured no more: nobody could resume it here
-        return await self._try(actions.resume(one.id), one.source, one.id) not in (Outcome.LATER, None)
+        async def one(work: RunningWork) -> None:
+            async with gate:
+                await self._do(org, tier.name, work, what, reason)
 
-    async def _try(self, action: Awaitable[Outcome], source: str, workload: str) -> Outcome | None:
-        """The outcome, None where the scheduler refused or did not answer: the next pass tries again."""
+        await asyncio.gather(*(one(work) for work in todo))
+
+    async def _do(self, org: str, tier: str, work: RunningWork, what: str, reason: str) -> None:
+        actions = self._actions[work.source]
+        call = {_SIGNALLED: actions.signal, _SUSPENDED: actions.suspend, _STOPPED: actions.stop}[what]
         try:
-            outcome = await action
-        except (ActionError, OSError, TimeoutError) as error:
-            log.error("%s, workload %s: %s", source, workload, error)
-            self._metrics.count_action(source, "failed")
-            return None
-        self._metrics.count_action(source, outcome.value)
-        return outcome
+            outcome = await call(work.id, reason)
+        except ActionError as error:
+            log.warning("org %s: %s of %s: %s", org, what, work.id, error)
+            return  # tried again at the next look
+        if outcome is Outcome.DONE:
+            await self._ledger.exhaustion.note(org, tier, work.source, work.id, what)
+            log.info("org %s: %s of %s: done", org, what, work.id)
+        elif outcome is Outcome.CANNOT and what != _SIGNALLED:
+            log.warning("org %s: %s runs on a scheduler that cannot %s it", org, work.id, what)
+            await self._ledger.exhaustion.note(org, tier, work.source, work.id, _CANNOT)
 
-    async def _note(
-        self, balance: Balance, stored: str, record: StageRecord, suspended: tuple[Suspended, ...], now: int
-    ) -> StageRecord:
-        """Keep in the ledger what is suspended, so that any enforcer can resume it."""
-        if suspended == record.suspended:
-            return record
-        changed: StageRecord = msgspec.structs.replace(record, suspended=suspended)
-        await self._ledger.stages.move(balance.org, stored, changed, now, balance.left_micro, tell=False)
-        return changed
-
-
-def reason_of(balance: Balance, record: StageRecord) -> str:
-    """One sentence for whose work is told, suspended or stopped."""
-    ask = balance.contact or f"an owner of org {balance.org}"
-    what = {
-        Stage.SUSPEND: "It was suspended and goes on by itself once there are credits again.",
-        Stage.STOP: "It was stopped.",
-    }.get(record.stage, "It will be suspended or stopped soon: save what you have.")
-    return f"Org {balance.org} has {format_micro(balance.left_micro)} credits left. {what} Ask {ask} for credits."
+    async def _undo(self, org: str, tier: str, source: str, workload: str, what: str) -> None:
+        """What was suspended goes on; what was only told is forgotten."""
+        if what == _SUSPENDED and source in self._actions:
+            try:
+                if await self._actions[source].resume(workload) is Outcome.LATER:
+                    return
+            except ActionError as error:
+                log.warning("org %s: %s cannot go on yet: %s", org, workload, error)
+                return
+            log.info("org %s: %s goes on", org, workload)
+        await self._ledger.exhaustion.note(org, tier, source, workload, None)
 
 
-def without_secrets(settings: Settings) -> Settings:
-    """For logs."""
-    return replace(settings)
+def _tiers(
+    org: str, balance: Balance, budgets: Sequence[BudgetState], state: ExhaustionState, now: int, hold_us: int
+) -> list[_Tier]:
+    wanted = state.running.get("", 0)
+    facts = TierFacts(now, balance.left_micro, state.held.get("", 0), wanted, balance.burn_micro, balance.unlimited)
+    tiers = [_Tier(ORG_TIER, f"org {org}", facts, state.stages.get(ORG_TIER, TierState()))]
+    for one in budgets:
+        budget = one.budget
+        field = tier_fields(budget.project, budget.user or "")[1 if budget.user is None else 2]
+        wanted = state.running.get(field, 0)
+        facts = TierFacts(
+            now, budget.limit_micro - one.spent_micro, state.held.get(field, 0), wanted,
+            wanted * HOUR_US // hold_us if hold_us else 0, ends_us=one.ends_us,
+        )  # fmt: skip
+        whose = (
+            f"project {budget.project}" if budget.user is None else f"user {budget.user} in project {budget.project}"
+        )
+        title = f"budget ({budget.period}) of {whose}"
+        before = state.stages.get(budget.id, TierState())
+        tiers.append(_Tier(budget.id, title, facts, before, budget.project, budget.user))
+    return tiers
+
+
+def _not_fresh(facts: TierFacts) -> TierFacts:
+    return replace(facts, is_fresh=False)

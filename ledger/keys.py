@@ -30,6 +30,11 @@ PAYMENTS_REFUSED = "credits:payments:refused"
 PAYMENTS_CHECKED = "credits:payments:checked"
 """Instant (us) up to which the provider was asked for payments."""
 
+EVENTS = "credits:events"
+"""Stream of events that wait to be sent to the outgoing webhook."""
+REAPER = "credits:reaper"
+"""Which enforcer acts on work of orgs that ran out; expires."""
+
 US = "\x1f"
 """Unit separator: joins names inside hash fields; names never contain control characters."""
 
@@ -143,6 +148,16 @@ class OrgKeys:
     def hold_of(self) -> str:
         """Hash: cluster US workload id -> hold id."""
         return self._key("holdof")
+
+    @property
+    def stages(self) -> str:
+        """Hash: tier ("" for the org, else budget id) -> JSON of how far its exhaustion went."""
+        return self._key("stages")
+
+    @property
+    def acted(self) -> str:
+        """Hash: tier US source US workload -> what was done to it for want of credits."""
+        return self._key("acted")
 
     @property
     def admitted(self) -> str:

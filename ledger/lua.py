@@ -131,7 +131,6 @@ class Scripts:
         self.rates_clock = Script(client, "rates_clock")
         self.rates_publish = Script(client, "rates_publish")
         self.release = Script(client, "release")
-        self.stage = Script(client, "stage")
         self.rollup = Script(client, "rollup")
 
 

@@ -19,10 +19,10 @@ from ledger.clock import Clock, now_us
 from ledger.connect import Client, again, connect
 from ledger.embedded import read_marker, write_marker
 from ledger.errors import LedgerDamaged
+from ledger.exhaustion import ExhaustionStore
 from ledger.lua import Scripts, text
 from ledger.rates_store import RatesStore
 from ledger.refusals import Refusals
-from ledger.stage_store import StageStore
 from ledger.tokens import Tokens
 
 SCHEMA = "1"
@@ -42,8 +42,8 @@ class Ledger:
         self.budgets = BudgetStore(client, self.scripts, self.rates, clock)
         self.admissions = Admissions(client, self.scripts, self.rates, self.budgets, clock)
         self.admitted = Admitted(client, clock)
+        self.exhaustion = ExhaustionStore(client, clock)
         self.refusals = Refusals(client)
-        self.stages = StageStore(client, self.scripts)
         self.tokens = Tokens(client, clock)
 
 

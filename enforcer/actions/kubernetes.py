@@ -20,6 +20,7 @@ REASON_ANNOTATION: Final = "credits.apolo.us/reason"
 REPLICAS_ANNOTATION: Final = "credits.apolo.us/replicas"
 """How many replicas an owner had before it was scaled to zero."""
 SUSPENDED_LABEL: Final = "credits.apolo.us/suspended"
+"""On an owner that was put at rest: the UID of the pod because of which."""
 EVENT_REASON: Final = "CreditsExhausted"
 _MERGE: Final = {"Content-Type": "application/merge-patch+json"}
 # The API server leaves out everything but metadata then; one that cannot ignores it.
@@ -136,11 +137,15 @@ class KubernetesActions:
         _check(status, f"pod {pod.namespace}/{pod.name} cannot be evicted", text)
         return Outcome.DONE
 
-    async def resume(self) -> int:
-        """Undo every suspension: how many Jobs and owners go on. Raises: ActionError."""
-        resumed = 0
+    async def resume(self, workload_id: str) -> Outcome:
+        """Let the Job or owner that was put at rest because of this pod go on; OVER where none was.
+
+        Raises: ActionError.
+        """
+        resumed = False
         for path in ("apis/batch/v1/jobs", f"{_APPS}/deployments", f"{_APPS}/statefulsets"):
-            status, found, text = await self._rest.call("GET", path, params={"labelSelector": SUSPENDED_LABEL})
+            selector = {"labelSelector": f"{SUSPENDED_LABEL}={workload_id}"}
+            status, found, text = await self._rest.call("GET", path, params=selector)
             _check(status, f"what is suspended cannot be listed ({path})", text)
             for item in found.get("items", ()) if isinstance(found, dict) else ():
                 meta = item["metadata"]
@@ -149,8 +154,8 @@ class KubernetesActions:
                 marks = {"labels": {SUSPENDED_LABEL: None}, "annotations": {REPLICAS_ANNOTATION: None}}
                 group, _, plural = path.rpartition("/")
                 place = f"{group}/namespaces/{meta['namespace']}/{plural}/{meta['name']}"
-                resumed += await self._patch(place, {"metadata": marks, "spec": spec})
-        return resumed
+                resumed |= await self._patch(place, {"metadata": marks, "spec": spec})
+        return Outcome.DONE if resumed else Outcome.OVER
 
     async def close(self) -> None:
         """Close the connections."""
@@ -213,7 +218,7 @@ class KubernetesActions:
             owner = await self._owner_of(pod.namespace, owner.name)
         if owner is None:
             return Outcome.CANNOT
-        marks: dict[str, Any] = {"labels": {SUSPENDED_LABEL: "true"}, "annotations": {REASON_ANNOTATION: reason}}
+        marks: dict[str, Any] = {"labels": {SUSPENDED_LABEL: pod.uid}, "annotations": {REASON_ANNOTATION: reason}}
         if owner.kind == "Job":
             place = f"apis/batch/v1/namespaces/{pod.namespace}/jobs/{owner.name}"
             done = await self._patch(place, {"metadata": marks, "spec": {"suspend": True}})

@@ -210,7 +210,8 @@ async def test_a_deployment_that_would_make_the_pod_again_is_scaled_to_zero_and_
         assert deployment["spec"]["replicas"] == 0
         assert deployment["metadata"]["annotations"] == {REASON_ANNOTATION: WHY, REPLICAS_ANNOTATION: "3"}
         assert await actions.suspend(uid, WHY) is Outcome.DONE
-        assert await actions.resume() == 1
+        assert await actions.resume(uid) is Outcome.DONE
+        assert await actions.resume(uid) is Outcome.OVER
     deployment = api.objects["deployments", "ns", "web"]
     assert deployment["spec"]["replicas"] == 3
     assert deployment["metadata"]["labels"] == {}
@@ -240,8 +241,9 @@ async def test_a_job_is_suspended_and_resumed():
     async with kubernetes(api) as actions:
         assert await actions.suspend(uid, WHY) is Outcome.DONE
         job = api.objects["jobs", "ns", "train"]
-        assert (job["spec"]["suspend"], job["metadata"]["labels"]) == (True, {SUSPENDED_LABEL: "true"})
-        assert await actions.resume() == 1
+        assert (job["spec"]["suspend"], job["metadata"]["labels"]) == (True, {SUSPENDED_LABEL: uid})
+        assert await actions.resume(uid) is Outcome.DONE
+        assert await actions.resume(uid) is Outcome.OVER
         assert api.objects["jobs", "ns", "train"]["spec"]["suspend"] is False
 
 
