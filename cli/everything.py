@@ -107,11 +107,10 @@ async def run_everything(given: Settings, stop: asyncio.Event) -> None:
 async def enforcing(given: Settings) -> AsyncIterator[str]:
     """The enforcer, serving; gives its URL. Raises: CannotServe and what concerns the ledger."""
     from enforcer.app import enforcing as serve
-    from enforcer.usage_api import UsageApi
 
     stack = AsyncExitStack()
     try:
-        url = await stack.enter_async_context(serve(given, None, lambda ledger: UsageApi(ledger).routes()))
+        url = await stack.enter_async_context(serve(given))
     except InvalidRequest as e:
         raise CannotServe(f"{e}; stop what listens there, or change the section enforcer of {given.path}") from e
     async with stack:
