@@ -106,8 +106,11 @@ class Meter:
             since = max(since, origin.at)
         latest = state.latest.setdefault(self.source, {})
         other = latest.get(key[:2])
-        if other is not None and (other.started_us or 0) < (started or 0):
+        if other is not None and _billed_from(other.started_us, other.suspended) <= _billed_from(
+            started, observation.suspended
+        ):
             # The same id cannot run twice at once: what the earlier run was charged for is not charged again.
+            # Which is the earlier one is told by when they are first billed: a pod can be older, and start later.
             over = other.charged_until(mark)
             since = max(since, over if other.ended_us is None else min(over, other.ended_us))
         ended = observation.ended_us
@@ -358,6 +361,15 @@ def facts(run: Run, observation: Observation, until: int, taken: int) -> tuple[i
     elif observation.suspended_before is not None and observation.started_us is not None:
         suspended = place_suspensions(run.suspended, observation.started_us, observation.suspended_before, suspended)
     return observation.ended_us, suspended
+
+
+def _billed_from(started_us: int | None, suspended: tuple[Interval, ...]) -> int:
+    """The first instant that a run can be billed: its start, or the end of the suspension that it starts with."""
+    started = started_us or 0
+    for since, until in suspended:
+        if since <= started and until is not None:
+            return max(started, until)
+    return started
 
 
 def _same_before(

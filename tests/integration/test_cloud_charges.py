@@ -283,6 +283,32 @@ async def test_pod_histories_cost_what_the_model_says(
             await source.close()
 
 
+async def test_an_older_pod_that_started_later_takes_over_an_app_without_charging_twice(valkey_url: str) -> None:
+    api, time = KubeApi(), Time()
+    first = PodLife(0, "acme", "gpu", "one", 57, 462, 2738, 2738, "is deleted")
+    older = PodLife(1, "acme", "gpu", "one", 0, 520, 5000, 5000, "is deleted")
+    async with ledger_of(valkey_url, time) as ledger, api.serve() as url:
+        settings = KubernetesSettings(name="kubernetes", url=url, timeout_seconds=5.0, volumes=False)
+        source = KubernetesSource(settings, time, settle_us=0, back_off_seconds=0.0001)
+        rounds = rounds_of(ledger, source)
+        try:
+            await full_round(rounds, time)
+            events = sorted([*first.events(), *older.events()])
+            for poll in (521, 2738, 5000):
+                while events and events[0][0] <= poll:
+                    moment, number, _, what = events.pop(0)
+                    time.us = T0 + moment * SECOND
+                    await play(api, (first, older)[number], what)
+                    await caught_up(api, source)
+                time.us = T0 + poll * SECOND
+                await full_round(rounds, time)
+            exact = micro(APP_RATE, (5000 - 462) * SECOND)
+            assert exact - 1 <= (await spent_by_apps(ledger))["acme", "ns-acme/one"] <= exact
+            assert (await verify(ledger))["ok"]
+        finally:
+            await source.close()
+
+
 async def _workloads(ledger: Ledger) -> list[tuple[str, str, str, int]]:
     """(org, id, resource, micro-credits) of every leg of every run."""
     from ledger import keys
