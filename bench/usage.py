@@ -88,14 +88,14 @@ async def fill(ledger: Ledger, projects: int) -> int:
 
 
 async def ask(ledger: Ledger, what: str, query: UsageQuery, expected: int | None = None) -> None:
-    """The best of three, in seconds."""
-    best = 1e9
+    """The best of three, in seconds: on the clock, and of this process' processor time."""
+    best, cpu = 1e9, 1e9
     for _ in range(3):
-        begins = time.perf_counter()
+        begins, worked = time.perf_counter(), time.process_time()
         report = await usage(ledger, query)
-        best = min(best, time.perf_counter() - begins)
+        best, cpu = min(best, time.perf_counter() - begins), min(cpu, time.process_time() - worked)
     assert expected in (None, report.total_micro), (expected, report.total_micro)
-    print(f"{what:58} {best:7.3f} s   {len(report.rows):6} rows")
+    print(f"{what:58} {best:7.3f} s ({cpu:.3f} s of work)   {len(report.rows):6} rows")
 
 
 async def years(url: str, projects: int) -> None:

@@ -7,6 +7,7 @@ it is made anew.
 from __future__ import annotations
 
 import secrets
+from collections import defaultdict
 from functools import partial
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from ledger.lua import text
 from ledger.plan import rollups_of
 from ledger.steps import step_bounds
 from ledger.store import Ledger
-from ledger.usage_reader import DAY_US, OrgReader, Sink, Sums, read_horizon
+from ledger.usage_reader import DAY_US, OrgReader, Sink, Sums, add_up, read_horizon
 
 _FIELDS_AT_ONCE: Final = 5000
 _SPARE_MS: Final = 3_600_000
@@ -80,28 +81,46 @@ async def check_rollups(ledger: Ledger, org: str) -> tuple[int, list[str]]:
     """(roll-ups that count, names of those whose sums are not those of their hours)."""
     client: Any = ledger.client
     names = keys.of_org(org)
+    marks = await again(partial(client.hgetall, names.rollups))
+    right: set[str] = set()
     wrong, checked = [], 0
-    for name in sorted(text(k) for k, v in (await again(partial(client.hgetall, names.rollups))).items() if v == b"ok"):
-        since, until = step_bounds("day" if name[0] == "d" else "month", "UTC", int(name[1:]) * 1_000_000)
-
-        async def ask(since: int = since, until: int = until, name: str = name) -> list[Any]:
-            hours = await client.zrangebyscore(names.hours, since // 1_000_000, f"({until // 1_000_000}")
-            async with client.pipeline(transaction=True) as pipe:
-                pipe.hget(names.rollups, name)
-                pipe.hgetall(names.rollup(name))
-                for hour in hours:
-                    pipe.hgetall(names.bucket(int(hour) * 1_000_000))
-                answer: list[Any] = await pipe.execute()
-                return answer
-
-        state, kept, *buckets = await again(ask)
-        if state != b"ok":
+    for name in sorted(text(field) for field, state in marks.items() if state == b"ok"):  # days come before months
+        answer = await _read_with_parts(ledger, names, name, right)
+        if answer is None:
             continue  # a charge came in between
+        kept, parts = answer
         checked += 1
-        sums: dict[bytes, int] = {}
-        for bucket in buckets:
-            for field, value in bucket.items():
-                sums[field] = sums.get(field, 0) + int(value)
-        if {k: v for k, v in sums.items() if v} != {k: int(v) for k, v in kept.items()}:
+        sums: defaultdict[bytes, int] = defaultdict(int)
+        for part in parts:
+            add_up(sums, part)
+        if {field: value for field, value in sums.items() if value} == {k: int(v) for k, v in kept.items()}:
+            right.add(name)
+        else:
             wrong.append(name)
     return checked, wrong
+
+
+async def _read_with_parts(
+    ledger: Ledger, names: keys.OrgKeys, name: str, right: set[str]
+) -> tuple[dict[bytes, bytes], list[dict[bytes, bytes]]] | None:
+    """A roll-up and what it is the sum of, of one instant: days that are right, else hours; None: it counts no more."""
+    client: Any = ledger.client
+    since, until = step_bounds("day" if name[0] == "d" else "month", "UTC", int(name[1:]) * 1_000_000)
+
+    async def ask() -> list[Any]:
+        hours = await client.zrangebyscore(names.hours, since // 1_000_000, f"({until // 1_000_000}")
+        days = [rollups_of(int(hour) * 1_000_000)[0] for hour in hours] if name[0] == "m" else []
+        used = sorted(right.intersection(days))
+        async with client.pipeline(transaction=True) as pipe:
+            pipe.hmget(names.rollups, [name, *used])
+            pipe.hgetall(names.rollup(name))
+            for day in used:
+                pipe.hgetall(names.rollup(day))
+            for hour in hours:
+                if rollups_of(int(hour) * 1_000_000)[0] not in used:
+                    pipe.hgetall(names.bucket(int(hour) * 1_000_000))
+            answer: list[Any] = await pipe.execute()
+            return answer
+
+    states, kept, *parts = await again(ask)
+    return (kept, parts) if all(state == b"ok" for state in states) else None

@@ -72,6 +72,11 @@ def lines_of(plans: dict[str, RatePlan | None]) -> Lines:
     return line
 
 
+def add_up(fields: defaultdict[bytes, int], bucket: dict[bytes, bytes]) -> None:
+    """Add a bucket's fields to sums of their own; a loop in C, since there may be millions of them."""
+    fields.update(zip(bucket, map(add, map(fields.__getitem__, bucket), map(int, bucket.values())), strict=True))
+
+
 class Sink:
     """Where buckets are added up: field by field first, since there are many, and then by what is asked for."""
 
@@ -86,9 +91,7 @@ class Sink:
 
     def add(self, bucket: dict[bytes, bytes]) -> None:
         """Add a bucket's fields."""
-        fields = self._fields
-        # A loop in C: there may be millions of them.
-        fields.update(zip(bucket, map(add, map(fields.__getitem__, bucket), map(int, bucket.values())), strict=True))
+        add_up(self._fields, bucket)
 
     def settle(self) -> None:
         """Hand on what was added so far."""

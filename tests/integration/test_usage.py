@@ -7,6 +7,7 @@ import io
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -14,12 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ledger import keys
 from ledger.clock import format_time, parse_time, to_us
 from ledger.errors import InvalidRequest, UnknownOrg
 from ledger.model import Observation
 from ledger.money import parse_credits
 from ledger.rollups import roll_up
 from ledger.usage import GROUPS, UsageQuery, UsageReport, usage
+from ledger.verify import verify
 from tests.histories import HOUR, MINUTE, SPAN, T0, Life, Prices, app_lists, instants, lives, price_lists, snapshot
 from tests.usage_lab import UsageLab, job, usage_lab, volume
 
@@ -345,6 +348,22 @@ async def test_a_roll_up_is_used_and_a_late_charge_is_seen_all_the_same(valkey_u
         assert await roll_up(lab.ledger, late) == 2
         assert await roll_up(lab.ledger, late) == 0
         assert (await usage(lab.ledger, december)).total_micro == (31 * 24 + 1) * 1_000_000
+
+
+async def test_verify_finds_a_roll_up_that_is_wrong(valkey_url: str) -> None:
+    async with usage_lab(valkey_url) as lab:
+        await lab.take(T0 + 70 * 24 * HOUR, [job("j", T0, preset="cpu-small")])
+        await roll_up(lab.ledger, T0 + 70 * 24 * HOUR)
+        report = await verify(lab.ledger)
+        assert report["ok"]
+        assert report["checked"]["roll-ups"] == 72
+        client: Any = lab.ledger.client
+        names = keys.of_org("acme")
+        month, day = f"m{parse_time('2026-12-01T00:00:00Z') // 1_000_000}", f"d{T0 // 1_000_000 + 86400}"
+        for name in (month, day):
+            await client.hincrby(names.rollup(name), "0", 1)
+        found = (await verify(lab.ledger))["differences"]
+        assert sorted(one["what"] for one in found) == [f"roll-up {day}", f"roll-up {month}"]
 
 
 def test_the_lab_begins_at_midnight_in_no_zone_of_the_tests() -> None:
