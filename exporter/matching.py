@@ -78,7 +78,8 @@ class Matcher:
         work: dict[str, OrgWork] = {}
         for observation in snapshot.workloads:
             run = by_object.get(id(observation))
-            if run is not None:
+            # Else another source of the cluster took the run over, and this is a new object in an old one's place.
+            if run is not None and run.observation is observation:
                 run.stamp = stamp
                 continue
             org = observation.org
