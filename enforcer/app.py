@@ -21,6 +21,7 @@ from enforcer.bodies import answer
 from enforcer.metrics import EnforcerMetrics
 from enforcer.orgs import OrgsApi
 from enforcer.problems import problems
+from enforcer.reaper import reaping
 from enforcer.server import serving
 from enforcer.usage_api import UsageApi
 from ledger.clock import Clock, now_us
@@ -109,6 +110,10 @@ async def enforcing(settings: Settings, clock: Clock | None = None, *more: MoreR
     """
     async with open_ledger(settings.redis.url, settings.data_dir, settings.metering.epoch_us, clock) as ledger:
         routes = [route for give in more for route in give(ledger)]
-        async with serving(build_app(ledger, settings, clock or now_us, routes), settings.enforcer) as url:
+        app = build_app(ledger, settings, clock or now_us, routes)
+        async with (
+            serving(app, settings.enforcer) as url,
+            reaping(ledger, settings, app[DESK].metrics, clock or now_us),
+        ):
             log.info("Enforcer: API at %s", url)
             yield url

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter as Tally
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
 from ledger import keys
@@ -20,6 +20,7 @@ from ledger.store import Ledger
 
 ADMISSIONS: Final = "credits_admissions_total"
 DURATION: Final = "credits_admission_duration_seconds"
+STAGE: Final = "credits_exhaustion_stage"
 ALLOWED, DENIED, SHADOWED, EXCEPTED = "allow", "deny", "shadow", "exception"
 """Values of the label `decision`; `exception`: let through while the ledger was away."""
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -32,6 +33,7 @@ class EnforcerMetrics:
     def __init__(self, instance: str) -> None:
         self.instance = instance
         self.registry = CollectorRegistry()
+        self.stages: Mapping[str, int] = {}
         self._counts: Tally[tuple[str, str]] = Tally()
         self._unsaved: Tally[tuple[str, str]] = Tally()
         duration = Histogram(DURATION, "How long an admission decision took.", buckets=_BUCKETS, registry=self.registry)
@@ -52,13 +54,25 @@ class EnforcerMetrics:
         self._counts[decision, code] += 1
         self._unsaved[decision, code] += 1
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
+    def describe(self) -> Iterator[Metric]:
+        """Names without values, as the registry asks when this is added."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(
             ADMISSIONS, "Admission decisions, by decision and code.", labels=("decision", "reason")
         )
         for labels, value in sorted(self._counts.items()):
             family.add_metric(labels, value)
         yield family
+        stages = GaugeMetricFamily(
+            STAGE,
+            "How far an org's exhaustion went: 0 none, 1 warn, 2 block, 3 grace, 4 suspend or stop.",
+            labels=["org"],
+        )
+        for org, stage in sorted(self.stages.items()):
+            stages.add_metric([org], stage)
+        yield stages
 
     async def load(self, ledger: Ledger) -> None:
         """Go on from where this enforcer stopped."""

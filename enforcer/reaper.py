@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
-from config.settings import AdmissionSettings
+from config.settings import AdmissionSettings, Settings
 from enforcer.actions.base import ActionError, Actions, Outcome
+from enforcer.actions.factory import actions_of
 from enforcer.metrics import EnforcerMetrics
 from enforcer.notify import Notifier
 from enforcer.stages import WORDS, Policy, Stage, TierFacts, decide
@@ -28,6 +30,8 @@ from ledger.store import Ledger
 
 _SIGNALLED, _SUSPENDED, _STOPPED, _CANNOT = "signal", "suspend", "stop", "cannot"
 _AT_ONCE: Final = 8
+_STOP_SECONDS: Final = 2.0
+_MINUTE_US: Final = 60_000_000
 log = logging.getLogger(__name__)
 
 
@@ -62,20 +66,27 @@ class Reaper:
         self._clock = clock
         self._interval_seconds = interval_seconds
         self._stale_us = int(max(60.0, 4 * interval_seconds) * 1_000_000)
-        self._hold_us = int(admission.hold_minutes * 60_000_000)
+        self._hold_us = int(admission.hold_minutes * _MINUTE_US)
         self._notifier = notifier
         self._who = secrets.token_hex(8)
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Have `run` end after the look it is at."""
+        self._stopping.set()
 
     async def run(self) -> None:
-        """Looks until cancelled."""
-        while True:
+        """Looks until it is stopped."""
+        while not self._stopping.is_set():
             try:
                 await self.round()
             except CreditsError as error:
                 log.warning("nothing is stopped or resumed for now: %s", error)
             except Exception:
                 log.exception("a look at the orgs failed")
-            await asyncio.sleep(self._interval_seconds)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._interval_seconds):
+                    await self._stopping.wait()
 
     async def round(self) -> bool:
         """One look at all orgs; False where another enforcer does it. Raises: LedgerUnavailable."""
@@ -197,6 +208,30 @@ class Reaper:
                 return
             log.info("org %s: %s goes on", org, workload)
         await self._ledger.exhaustion.note(org, tier, source, workload, None)
+
+
+@asynccontextmanager
+async def reaping(ledger: Ledger, settings: Settings, metrics: EnforcerMetrics, clock: Clock) -> AsyncIterator[Reaper]:
+    """A reaper that looks for as long as the block lasts."""
+    given = settings.exhaustion
+    actions = actions_of(settings.sources)
+    notifier = None if given.webhook is None else Notifier(ledger, given.webhook.url, given.webhook.secret)
+    policy = Policy(int(given.warn_hours_left * HOUR_US), int(given.grace_minutes * _MINUTE_US), given.then)
+    reaper = Reaper(
+        ledger, policy, settings.admission, actions, metrics, clock,
+        interval_seconds=settings.metering.interval_seconds, notifier=notifier,
+    )  # fmt: skip
+    task = asyncio.create_task(reaper.run())
+    try:
+        yield reaper
+    finally:
+        reaper.stop()
+        await asyncio.wait({task}, timeout=_STOP_SECONDS)
+        task.cancel()
+        for one in actions.values():
+            await one.close()
+        if notifier is not None:
+            await notifier.close()
 
 
 def _tiers(

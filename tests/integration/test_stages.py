@@ -1,0 +1,366 @@
+"""Stages of exhaustion: warn, block, grace with a signal, suspend or stop; credits that come end it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config.settings import AdmissionSettings
+from config.values import Secret
+from enforcer.actions.base import ActionError, Outcome
+from enforcer.metrics import STAGE, EnforcerMetrics
+from enforcer.notify import EVENT, SIGNATURE, Notifier, sign
+from enforcer.reaper import Reaper
+from enforcer.stages import Policy, Stage, TierFacts, decide
+from exporter import metric_names
+from exporter.rounds import Books, Rounds
+from ledger.admission import AdmissionRequest
+from ledger.connect import Client
+from ledger.exhaustion import TierState
+from ledger.model import Kind, Observation, RatePlan, RateTable, Snapshot
+from ledger.store import Ledger
+from ledger.verify import verify
+
+T0 = 1_795_000_800_000_000  # a full hour
+MINUTE = 60_000_000
+HOUR = 60 * MINUTE
+CREDIT = 1_000_000
+SUSPEND = Policy(24 * HOUR, 10 * MINUTE, "suspend")
+amounts = st.integers(-(10**9), 10**9)
+
+
+def facts(**what: Any) -> TierFacts:
+    given: dict[str, Any] = {"left_micro": 0, "held_micro": 0, "wanted_micro": 0, "burn_micro": 0, "at_us": T0}
+    return TierFacts(**{**given, **what})
+
+
+@given(
+    st.integers(0, 4), st.integers(0, 10**9), amounts, st.integers(0, 10**9), st.integers(0, 10**9),
+    st.integers(0, 10**9), st.sampled_from(["block", "suspend", "stop"]), st.booleans(),
+)  # fmt: skip
+def test_nothing_is_acted_upon_without_need_or_on_stale_facts(
+    stage: int, need: int, left: int, held: int, wanted: int, burn: int, then: str, fresh: bool
+) -> None:
+    before = TierState(stage, T0 - HOUR, T0 - MINUTE, need)
+    seen = facts(left_micro=left, held_micro=held, wanted_micro=wanted, burn_micro=burn, is_fresh=fresh)
+    after = decide(before, seen, Policy(24 * HOUR, 10 * MINUTE, then))
+    enough = left >= wanted
+    if then == "block" or (enough and stage < Stage.ACT):
+        assert after.stage <= Stage.BLOCK
+    if after.stage == Stage.ACT and stage != Stage.ACT:
+        assert (stage, fresh, enough) == (Stage.GRACE, True, False)  # only after a grace
+    if after.stage == Stage.GRACE and stage != Stage.GRACE:
+        assert after.until_us == T0 + 10 * MINUTE
+    assert decide(after, facts(left_micro=10**12, wanted_micro=wanted, burn_micro=burn), SUSPEND).stage <= Stage.WARN
+    assert decide(before, facts(unlimited=True, wanted_micro=wanted), SUSPEND).stage == Stage.NONE
+
+
+def test_a_budget_that_starts_anew_before_it_runs_out_warns_nobody() -> None:
+    soon = facts(left_micro=10 * CREDIT, burn_micro=CREDIT)
+    assert decide(TierState(), soon, SUSPEND).stage == Stage.WARN
+    renewed = facts(left_micro=10 * CREDIT, burn_micro=CREDIT, ends_us=T0 + 9 * HOUR)
+    assert decide(TierState(), renewed, SUSPEND) == TierState()
+
+
+def test_an_org_may_have_its_own_policy() -> None:
+    own = SUSPEND.of_org({"then": "stop", "grace_minutes": 0.5, "warn_hours_left": "x"})
+    assert own == Policy(24 * HOUR, MINUTE // 2, "stop")
+    assert SUSPEND.of_org({"then": "explode", "grace_minutes": True}) == SUSPEND
+
+
+class Scheduler:
+    """What was done to which workload; a suspended one is listed as suspended from then on."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, str]] = []
+        self.reasons: list[str] = []
+        self.suspended: dict[str, int] = {}
+        self.stopped: set[str] = set()
+        self.fails = False
+        self.outcome = Outcome.DONE
+
+    def _note(self, what: str, workload: str, reason: str = "") -> Outcome:
+        if self.fails:
+            raise ActionError("the scheduler does not answer")
+        self.done.append((what, workload))
+        if reason:
+            self.reasons.append(reason)
+        return self.outcome
+
+    async def signal(self, workload_id: str, reason: str) -> Outcome:
+        return self._note("signal", workload_id, reason)
+
+    async def suspend(self, workload_id: str, reason: str) -> Outcome:
+        return self._note("suspend", workload_id, reason)
+
+    async def resume(self, workload_id: str) -> Outcome:
+        return self._note("resume", workload_id)
+
+    async def stop(self, workload_id: str, reason: str) -> Outcome:
+        return self._note("stop", workload_id, reason)
+
+    async def close(self) -> None: ...
+
+
+class Nothing:
+    name, cluster = "s", "c"
+
+    async def fetch(self, since_us: int | None) -> Snapshot:
+        raise AssertionError
+
+    async def close(self) -> None: ...
+
+
+class Cluster:
+    """A cluster with jobs of 4 credits an hour each, metered, under a reaper."""
+
+    def __init__(self, client: Client, then: str = "suspend", notifier: Any = None, **admission: Any) -> None:
+        self.now = T0
+        self.ledger = Ledger(client, T0 - 24 * HOUR, lambda: self.now)
+        self.scheduler = Scheduler()
+        self.metrics = EnforcerMetrics("test")
+        self.rounds = Rounds(Books(self.ledger), Nothing(), 15 * MINUTE)
+        self.reaper = Reaper(
+            self.ledger, Policy(24 * HOUR, 10 * MINUTE, then), AdmissionSettings(**admission), {"s": self.scheduler},
+            self.metrics, lambda: self.now, interval_seconds=15, notifier=notifier,
+        )  # fmt: skip
+        self.jobs: dict[str, tuple[str, str]] = {}
+        self.suspensions: dict[str, list[tuple[int, int | None]]] = {}
+        self.grants = 0
+
+    async def setup(self, credits_micro: int, *jobs: str, project: str = "p") -> None:
+        await self.ledger.rates.publish(RatePlan("c", ((0, RateTable({"small": 4_000_000_000})),)))
+        await self.grant(credits_micro)
+        self.jobs = dict.fromkeys(jobs, (project, "u"))
+
+    async def grant(self, micro: int) -> None:
+        self.grants += 1
+        await self.ledger.accounts.grant("acme", micro, key=str(self.grants), who="test")
+
+    async def after(self, minutes: float, *, metered: bool = True) -> int:
+        """Time passes; the cluster is metered and looked at. The org's stage."""
+        self.now += int(minutes * MINUTE)
+        if metered:
+            listed = [
+                Observation(
+                    job, Kind.JOB, "acme", project, user, "small", "", T0,
+                    suspended=tuple(self.suspensions.get(job, ())),
+                )
+                for job, (project, user) in self.jobs.items()
+            ]  # fmt: skip
+            await self.rounds.take(Snapshot("s", "c", self.now, listed), None)
+        before = len(self.scheduler.done)
+        await self.reaper.round()
+        for what, job in self.scheduler.done[before:]:
+            if what == "suspend":
+                self.suspensions.setdefault(job, []).append((self.now, None))
+            elif what == "resume":
+                since, _ = self.suspensions[job].pop()
+                self.suspensions[job].append((since, self.now))
+            elif what == "stop":
+                self.jobs.pop(job)
+        report = await verify(self.ledger)
+        assert report["ok"], report["differences"]
+        return self.metrics.stages["acme"]
+
+    async def stages(self) -> list[str]:
+        entries, _ = await self.ledger.accounts.journal("acme")
+        return [entry["stage"] for entry in entries if entry["type"] == "stage" and entry["tier"] == "org"]
+
+
+async def test_an_org_runs_dry_is_suspended_and_goes_on_after_a_top_up(any_client: Client) -> None:
+    cluster = Cluster(any_client)
+    await cluster.ledger.accounts.upsert("acme", who="test", contact="billing@example.org")
+    await cluster.setup(200 * CREDIT, "1", "2")
+    assert await cluster.after(0) == Stage.NONE
+    assert await cluster.after(60 * 3) == Stage.WARN  # 176 left at 8 an hour
+    assert await cluster.after(60 * 21.5) == Stage.WARN  # 4 left: half an hour
+    assert cluster.scheduler.done == []
+    assert await cluster.after(16) == Stage.GRACE  # under a quarter of an hour is left
+    assert sorted(cluster.scheduler.done) == [("signal", "1"), ("signal", "2")]
+    assert "will be suspended at" in cluster.scheduler.reasons[0]
+    assert "billing@example.org" in cluster.scheduler.reasons[0]
+    assert await cluster.after(5) == Stage.GRACE
+    assert len(cluster.scheduler.done) == 2  # told once
+    assert await cluster.after(5) == Stage.ACT
+    assert sorted(cluster.scheduler.done[2:]) == [("suspend", "1"), ("suspend", "2")]
+    left = (await cluster.ledger.accounts.balance("acme")).left_micro
+    assert left > 0  # before the balance was negative
+    for _ in range(3):
+        assert await cluster.after(30) == Stage.ACT
+    assert len(cluster.scheduler.done) == 4
+    assert (await cluster.ledger.accounts.balance("acme")).left_micro == left
+    request = AdmissionRequest(cluster="c", org="acme", project="p", user="u", preset="small")
+    assert not (await cluster.ledger.admissions.admit(request)).allowed
+    await cluster.grant(1000 * CREDIT)
+    assert await cluster.after(1) == Stage.NONE
+    assert sorted(cluster.scheduler.done[4:]) == [("resume", "1"), ("resume", "2")]
+    assert await cluster.after(60) == Stage.NONE
+    assert (await cluster.ledger.accounts.balance("acme")).left_micro == left + 992 * CREDIT
+    assert await cluster.stages() == ["warn", "grace", "suspend", "ok"]
+    assert (await cluster.ledger.exhaustion.read("acme")).acted == {}
+
+
+async def test_stop_ends_what_runs_and_nothing_more(client: Client) -> None:
+    cluster = Cluster(client, "stop")
+    await cluster.setup(CREDIT, "1", "2")
+    assert await cluster.after(0) == Stage.GRACE
+    assert await cluster.after(10) == Stage.ACT
+    assert sorted(cluster.scheduler.done[2:]) == [("stop", "1"), ("stop", "2")]
+    assert await cluster.after(1) <= Stage.BLOCK  # nothing runs any more, so nothing is to be stopped
+
+
+async def test_a_top_up_in_the_grace_ends_it(client: Client) -> None:
+    cluster = Cluster(client)
+    await cluster.setup(CREDIT, "1", "2")
+    assert await cluster.after(0) == Stage.GRACE
+    await cluster.grant(1000 * CREDIT)
+    assert await cluster.after(10) == Stage.NONE
+    assert {what for what, _ in cluster.scheduler.done} == {"signal"}
+    assert (await cluster.ledger.exhaustion.read("acme")).stages == {}
+
+
+@pytest.mark.parametrize("change", [{"then": "block"}, {"mode": "shadow"}, {"clusters": {"c": "off"}}])
+async def test_where_the_policy_says_so_only_new_work_is_refused(client: Client, change: dict[str, Any]) -> None:
+    then = change.pop("then", "stop")
+    cluster = Cluster(client, then, **change)
+    await cluster.setup(CREDIT, "1", "2")
+    for minutes in (0, 11, 11):
+        await cluster.after(minutes)
+    assert cluster.scheduler.done == []
+
+
+async def test_nothing_is_stopped_on_stale_facts(client: Client) -> None:
+    cluster = Cluster(client, "stop")
+    await cluster.setup(CREDIT, "1")
+    assert await cluster.after(14) == Stage.GRACE
+    assert await cluster.after(11, metered=False) == Stage.GRACE
+    assert ("stop", "1") not in cluster.scheduler.done
+    assert await cluster.after(0) == Stage.ACT
+    assert ("stop", "1") in cluster.scheduler.done
+
+
+async def test_what_fails_is_tried_again(client: Client) -> None:
+    cluster = Cluster(client)
+    await cluster.setup(CREDIT, "1")
+    cluster.scheduler.fails = True
+    assert await cluster.after(14) == Stage.GRACE
+    assert await cluster.after(10) == Stage.ACT
+    cluster.scheduler.fails = False
+    assert await cluster.after(1) == Stage.ACT
+    assert cluster.scheduler.done == [("suspend", "1")]
+    await cluster.grant(1000 * CREDIT)
+    cluster.scheduler.fails = True
+    assert await cluster.after(1) == Stage.NONE
+    cluster.scheduler.fails = False
+    assert await cluster.after(1) == Stage.NONE
+    assert cluster.scheduler.done[-1] == ("resume", "1")
+
+
+async def test_what_a_scheduler_cannot_do_is_not_asked_for_again_and_again(client: Client) -> None:
+    cluster = Cluster(client)
+    await cluster.setup(CREDIT, "1")
+    cluster.scheduler.outcome = Outcome.CANNOT
+    await cluster.after(14)
+    cluster.suspensions["1"] = []
+    await cluster.reaper.round()
+    cluster.now += 11 * MINUTE
+    for _ in range(3):
+        await cluster.ledger.charging.set_source_mark("s", cluster.now)
+        await cluster.reaper.round()
+    assert [what for what, _ in cluster.scheduler.done].count("suspend") == 1
+
+
+async def test_a_budget_stops_only_its_own_work_until_its_next_period(client: Client) -> None:
+    cluster = Cluster(client)
+    await cluster.setup(1000 * CREDIT, "1")
+    cluster.jobs["2"] = ("other", "u")
+    await cluster.ledger.budgets.put("acme", "p", None, 2 * CREDIT, who="test", period="day")
+    await cluster.after(16)
+    assert cluster.scheduler.done == [("signal", "1")]
+    assert "budget (day) of project p" in cluster.scheduler.reasons[0]
+    await cluster.after(10)
+    assert cluster.scheduler.done[1:] == [("suspend", "1")]
+    await cluster.after(24 * 60)
+    assert cluster.scheduler.done[2:] == [("resume", "1")]
+
+
+async def test_of_two_enforcers_one_acts(client: Client) -> None:
+    one, other = Cluster(client), Cluster(client)
+    await one.setup(CREDIT, "1")
+    assert await one.reaper.round()
+    assert not await other.reaper.round()
+
+
+class Receiver:
+    def __init__(self) -> None:
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        self.status = 200
+
+    async def take(self, request: web.Request) -> web.Response:
+        self.got.append((dict(request.headers), await request.read()))
+        return web.Response(status=self.status)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[tuple[Receiver, str]]:
+    receiver = Receiver()
+    app = web.Application()
+    app.router.add_post("/hook", receiver.take)
+    async with TestServer(app) as server:
+        yield receiver, str(server.make_url("/hook"))
+
+
+async def test_each_stage_is_told_once_it_is_taken_signed(client: Client, receiver: tuple[Receiver, str]) -> None:
+    taker, url = receiver
+    notifier = Notifier(Ledger(client, 0), url, Secret(value="s3cret"), first_pause=0.0)
+    try:
+        cluster = Cluster(client, notifier=notifier)
+        await cluster.setup(CREDIT, "1")
+        taker.status = 500
+        await cluster.after(14)
+        taker.status = 200
+        await cluster.after(0.1)
+        await cluster.after(0.1)
+        assert len(taker.got) == 2
+        (first, body), (second, again) = taker.got
+        assert (first[EVENT], body) == (second[EVENT], again)
+        event = json.loads(body)
+        assert (event["org"], event["stage"], event["event"]) == ("acme", "grace", first[EVENT])
+        seconds, digest = (part.split("=")[1] for part in second[SIGNATURE].split(","))
+        assert digest == hmac.new(b"s3cret", f"{seconds}.".encode() + body, hashlib.sha256).hexdigest()
+        assert sign("s3cret", body, int(seconds)) == second[SIGNATURE]
+    finally:
+        await notifier.close()
+
+
+def test_the_metric_is_the_one_dashboards_know() -> None:
+    assert metric_names.STAGE.name == STAGE
+    assert len(metric_names.STAGES) == len(Stage)
+
+
+async def test_the_enforcer_looks_by_itself(client: Client, valkey_url: str, tmp_path: Path) -> None:
+    from config.settings import load_settings
+    from enforcer.app import enforcing
+
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        f"redis: {{url: '{valkey_url}'}}\nenforcer: {{listen: '127.0.0.1:0'}}\nmetering: {{interval_seconds: 0.1}}\n"
+    )
+    ledger = Ledger(client, 0)
+    async with enforcing(load_settings(path, {})):
+        await ledger.accounts.upsert("acme", who="test")
+        async with asyncio.timeout(10):
+            while not (await ledger.exhaustion.read("acme")).stages:  # noqa: ASYNC110 - another task writes it
+                await asyncio.sleep(0.02)
