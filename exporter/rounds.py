@@ -54,6 +54,7 @@ class Books:
         self.plans: dict[str, tuple[str, RatePlan | None]] = {}
         self._lines: dict[str, Lines] = {}
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._cluster_locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stale: set[str] = set()
         self._on_reload: list[Callable[[str], None]] = []
         self._on_rates: list[Callable[[], None]] = []
@@ -62,6 +63,10 @@ class Books:
         """Call `forget(org)` before an org's state is replaced, `forget_closed()` when rates changed."""
         self._on_reload.append(forget)
         self._on_rates.append(forget_closed)
+
+    def cluster_lock(self, cluster: str) -> asyncio.Lock:
+        """Held from matching to commit: sources of one cluster may list the same run, and take it from each other."""
+        return self._cluster_locks[cluster]
 
     def lock(self, org: str) -> asyncio.Lock:
         return self._locks[org]
@@ -173,6 +178,10 @@ class Rounds:
 
     async def take(self, snapshot: Snapshot, since: int | None) -> RoundReport:
         """Meter and commit one snapshot; `since`: up to where the source was committed before."""
+        async with self.books.cluster_lock(self.meter.cluster):
+            return await self._take(snapshot, since)
+
+    async def _take(self, snapshot: Snapshot, since: int | None) -> RoundReport:
         books, meter = self.books, self.meter
         report = RoundReport(meter.source, snapshot.taken_us, len(snapshot.workloads))
         lines = await books.fix_rates(meter.cluster, snapshot.taken_us)

@@ -187,6 +187,15 @@ def test_a_requeued_job_is_charged_for_both_of_its_runs(lab: Lab) -> None:
     assert lab.spent() == "81"
 
 
+def test_two_sources_that_list_the_same_job_charge_it_once(lab: Lab) -> None:
+    source = {"type": "json", "cluster": "default", "path": "snapshot.json"}
+    lab.settings(sources=[{**source, "name": "one"}, {**source, "name": "two"}])
+    for hour in (10, 11, 12):
+        lab.once(f"{hour}:00:00", job("job-1", "09:00:00"), storage=[volume("vol-1", 10**12)])
+    assert lab.used() == {"job-1": ("121.5", "3"), "vol-1": ("0.2", "2")}
+    assert lab.spent() == "121.7"
+
+
 def test_an_app_costs_its_own_rate_and_that_of_its_preset(lab: Lab) -> None:
     lab.once("10:00:00", job("app-1", "09:00:00", kind="app", app="vllm"))
     assert lab.used() == {"app-1": ("43", "1")}
