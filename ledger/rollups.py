@@ -17,7 +17,7 @@ from ledger.lua import text
 from ledger.plan import rollups_of
 from ledger.steps import step_bounds
 from ledger.store import Ledger
-from ledger.usage_reader import DAY_US, OrgReader, Sink, Sums, add_up, read_horizon
+from ledger.usage_reader import DAY_US, FieldSums, OrgReader, add_up, read_horizon
 
 _FIELDS_AT_ONCE: Final = 5000
 _SPARE_MS: Final = 3_600_000
@@ -45,31 +45,25 @@ async def _roll_up_org(ledger: Ledger, org: str, now_us: int) -> int:
             days[named] = (day, day + DAY_US)
         if month not in months:
             months[month] = step_bounds("month", "UTC", day)
+    reader = OrgReader(ledger, org)
+    await reader.open()
     made = 0
     for name, (since, until) in [*days.items(), *months.items()]:  # months are added up from days
         if name not in have and until <= now_us:
-            made += await _make(ledger, org, name, since, until)
+            made += await _make(ledger, reader, name, since, until)
     return made
 
 
-async def _make(ledger: Ledger, org: str, name: str, since: int, until: int) -> bool:
+async def _make(ledger: Ledger, reader: OrgReader, name: str, since: int, until: int) -> bool:
     """Make one roll-up; False where a charge came in between."""
     client: Any = ledger.client
-    names = keys.of_org(org)
+    names = keys.of_org(reader.org)
     work = secrets.token_hex(8)
     spare = names.rollup(f"{name}:{work}")
     await again(partial(client.hset, names.rollups, name, work))
-    reader = OrgReader(ledger, org)
-    await reader.open()
-    sums: dict[int, Sums] = {}
-    await reader.add_buckets([(since, until, Sink(lambda row: sums.setdefault(row, [0, 0, 0, 0])))])
-    fields = {
-        f"{row}{suffix}": str(value)
-        for row, amounts in sums.items()
-        for suffix, value in zip(("", "t", "r", "u"), amounts, strict=True)
-        if value
-    }
-    items = list(fields.items())
+    sums = FieldSums()
+    await reader.add_buckets([(since, until, sums)], whole=False)
+    items = [(field, value) for field, value in sums.fields.items() if value]
     for start in range(0, len(items), _FIELDS_AT_ONCE):
         await again(partial(client.hset, spare, mapping=dict(items[start : start + _FIELDS_AT_ONCE])))
         await again(partial(client.pexpire, spare, _SPARE_MS))

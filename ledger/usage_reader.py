@@ -77,7 +77,21 @@ def add_up(fields: defaultdict[bytes, int], bucket: dict[bytes, bytes]) -> None:
     fields.update(zip(bucket, map(add, map(fields.__getitem__, bucket), map(int, bucket.values())), strict=True))
 
 
-class Sink:
+class FieldSums:
+    """Buckets added up field by field."""
+
+    def __init__(self) -> None:
+        self.fields: defaultdict[bytes, int] = defaultdict(int)
+
+    def add(self, bucket: dict[bytes, bytes]) -> None:
+        """Add a bucket's fields."""
+        add_up(self.fields, bucket)
+
+    def settle(self) -> None:
+        """All buckets of a part were added."""
+
+
+class Sink(FieldSums):
     """Where buckets are added up: field by field first, since there are many, and then by what is asked for."""
 
     def __init__(self, sums_of: Callable[[int], Sums | None], *, refunds: bool = False) -> None:
@@ -85,18 +99,14 @@ class Sink:
 
         `refunds`: take only what was given back, and count it as charged as well: the runs tell only the rest.
         """
+        super().__init__()
         self._sums_of = sums_of
         self._refunds = refunds
-        self._fields: defaultdict[bytes, int] = defaultdict(int)
-
-    def add(self, bucket: dict[bytes, bytes]) -> None:
-        """Add a bucket's fields."""
-        add_up(self._fields, bucket)
 
     def settle(self) -> None:
         """Hand on what was added so far."""
         places: dict[bytes, Sums | None] = {}
-        for field, value in self._fields.items():
+        for field, value in self.fields.items():
             column = _COLUMNS.get(field[-1:], MICRO)
             if self._refunds and column < REFUNDED_MICRO:
                 continue
@@ -109,7 +119,7 @@ class Sink:
                 sums[column] += value
                 if self._refunds:
                     sums[column - REFUNDED_MICRO] += value
-        self._fields.clear()
+        self.fields.clear()
 
 
 class OrgReader:
@@ -140,10 +150,13 @@ class OrgReader:
         spent = await again(partial(self._client.hgetall, self._keys.spent))
         return any(field[-1:] in (b"r", b"u") for field in spent)
 
-    async def add_buckets(self, parts: Sequence[tuple[int, int, Sink]], rows: Sequence[int] | None = None) -> None:
-        """Add all that was used in [since, until) to a sink, for each part; parts start and end on full hours.
+    async def add_buckets(
+        self, parts: Sequence[tuple[int, int, FieldSums]], rows: Sequence[int] | None = None, *, whole: bool = True
+    ) -> None:
+        """Add all that was used in [since, until) to sums, for each part; parts start and end on full hours.
 
-        `rows`: the numbers of those that are asked for, None for all.
+        `rows`: the numbers of those that are asked for, None for all. `whole`: where it is all there is, the org's
+        totals may stand for it, with what comes in meanwhile.
         """
         if not parts:
             return
@@ -163,7 +176,7 @@ class OrgReader:
         hours = [int(hour) * 1_000_000 for hour in found]
         if not hours:
             return
-        if len(parts) == 1 and first <= int(oldest[0]) * 1_000_000 and int(newest[0]) * 1_000_000 < last:
+        if whole and len(parts) == 1 and first <= int(oldest[0]) * 1_000_000 and int(newest[0]) * 1_000_000 < last:
             parts[0][2].add(await again(partial(self._client.hgetall, names.spent)))
             parts[0][2].settle()
             return
