@@ -7,18 +7,21 @@ import itertools
 import json
 import random
 import signal
+import subprocess
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from redis.asyncio import UnixDomainSocketConnection
 
 from exporter.rounds import Rounds
-from ledger import keys
+from ledger import keys, lua
 from ledger.connect import Client, connect
+from ledger.errors import LedgerUnavailable
 from ledger.model import Observation, RatePlan, RateTable, Snapshot
 from ledger.org_state import OrgState
 from ledger.plan import Plan
@@ -340,3 +343,77 @@ async def test_a_grant_that_the_log_lost_before_it_was_durable_is_not_acknowledg
         await ledger.accounts.grant("acme", 2, key="second", who="test")
         assert not Cut.left
         assert (await ledger.accounts.balance("acme")).granted_micro == 3
+
+
+# -- a full disk ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a disk of its own with room for 2 MB."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", where], capture_output=True, text=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip(f"a disk cannot be mounted here: {mount.stderr.strip()}")
+    yield where
+    subprocess.run(["umount", "--lazy", where], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Takes all the room there is; returns what to remove to make room again."""
+    balloon = disk / "balloon"
+    with balloon.open("wb", buffering=0) as f, suppress(OSError):
+        while True:
+            f.write(bytes(4096))
+    return balloon
+
+
+@pytest.mark.parametrize("binary", ["valkey", pytest.param("redis", marks=pytest.mark.redis_server)])
+async def test_a_full_disk_is_said_so_and_costs_nothing(
+    small_disk: Path, binary: Literal["valkey", "redis"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lua, "_WAIT_MS", 200)
+    history = History.of(seed=7, polls=120)
+    server = ServerProcess(small_disk / "server", binary).start()
+    try:
+        async with open_ledger(server.url, epoch_us=T0) as ledger:
+            await ledger.rates.publish(history.plan())
+            rounds = rounds_of(ledger)
+
+            async def polls(until: int = len(history.polls)) -> None:
+                while (number := history.after(since := await ledger.charging.source_mark(SOURCE))) is not None:
+                    if number >= until:
+                        return
+                    await rounds.take(history.snapshot(number), since)
+
+            await polls(20)
+            await ledger.accounts.grant("acme", 5, key="before", who="test")
+            balloon = fill(small_disk)
+            with pytest.raises(LedgerUnavailable, match="disk"):
+                await polls()
+            with pytest.raises(LedgerUnavailable, match="disk"):
+                await ledger.accounts.grant("acme", 5, key="meanwhile", who="test")
+            assert (await ledger.accounts.balance("acme")).granted_micro in (5, 10)
+            assert (await verify(ledger))["ok"]
+
+            balloon.unlink()
+            deadline = time.monotonic() + 15
+            while True:
+                try:
+                    await ledger.accounts.grant("acme", 5, key="meanwhile", who="test")
+                    break
+                except LedgerUnavailable:
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.05)
+            await polls()
+            await equals_the_model(ledger, history)
+        server.kill9()
+        server.start()
+        async with open_ledger(server.url, epoch_us=T0) as ledger:
+            await equals_the_model(ledger, history)
+            assert (await ledger.accounts.balance("acme")).granted_micro == 10
+    finally:
+        server.kill9()
