@@ -181,13 +181,17 @@ def _charges(rows: list[dict[str, Any]]) -> set[Charge]:
     return {tuple(str(row[name]) for name in names) for row in rows}  # type: ignore[misc]
 
 
+def micro_of(preset: str, seconds: int) -> int:
+    """Time x rate, rounded down once."""
+    return seconds * parse_rate(RATES[preset]) // (3600 * 1000)
+
+
 def charge(project: str, preset: str, run: Run) -> Charge:
-    """Slurm's elapsed time x rate, rounded down once."""
+    """Of a run that is over, for the time that Slurm's accounting says it had."""
     assert run.start is not None
     assert run.end is not None
-    micro = run.elapsed * parse_rate(RATES[preset]) // (3600 * 1000)
     start, end = (format_time(second * 1_000_000) for second in (run.start, run.end))
-    return project, preset, str(run.job_id), start, end, format_micro(micro)
+    return project, preset, str(run.job_id), start, end, format_micro(micro_of(preset, run.elapsed))
 
 
 @contextmanager
