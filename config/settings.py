@@ -233,6 +233,14 @@ class Retention:
         default=400,
         metadata=setting(values.whole_number(62, 36500), "Amounts by the hour; older ones are kept by day (UTC)."),
     )
+    journal_days: int | None = field(
+        default=None,
+        metadata=setting(
+            values.whole_number(62, 36500),
+            "Journals: who granted what and changed which limit, when and why.",
+            absent="kept for ever",
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

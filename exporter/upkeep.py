@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ class Upkeep:
                 "data_dir": str(settings.data_dir),
                 "run_days": settings.retention.run_days,
                 "hour_days": settings.retention.hour_days,
+                "journal_days": settings.retention.journal_days,
             }
         ).encode()
 
@@ -72,8 +74,8 @@ class Upkeep:
         done = json.loads(answer)
         if any(done.values()):
             log.info(
-                "Upkeep: %(rollups)d days and months added up; %(runs)d old runs and %(hours)d old hours folded into "
-                "sums.",
+                "Upkeep: %(rollups)d days and months added up; %(runs)d old runs, %(hours)d old hours and %(entries)d "
+                "old journal entries folded into sums.",
                 done,
             )
 
@@ -81,8 +83,9 @@ class Upkeep:
 async def _keep(question: dict[str, Any]) -> dict[str, int]:
     async with open_ledger(question["url"], Path(question["data_dir"])) as ledger:
         now = ledger.clock()
-        done = await retain(ledger, now, run_days=question["run_days"], hour_days=question["hour_days"])
-        return {"rollups": await roll_up(ledger, now), "runs": done.runs, "hours": done.hours}
+        days = {name: question[name] for name in ("run_days", "hour_days", "journal_days")}
+        done = await retain(ledger, now, **days)
+        return {"rollups": await roll_up(ledger, now), **asdict(done)}
 
 
 def main() -> None:

@@ -195,7 +195,7 @@ class OrgKeys:
 
     @property
     def journal(self) -> str:
-        """Stream of everything that moved credits or changed a limit; never trimmed."""
+        """Stream of everything that moved credits or changed a limit; trimmed only where the settings say so."""
         return self._key("journal")
 
     @property

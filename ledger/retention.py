@@ -19,11 +19,13 @@ from ledger.charging import Claim
 from ledger.connect import again
 from ledger.errors import InvalidRequest, LedgerUnavailable
 from ledger.lua import text
+from ledger.money import parse_credits
 from ledger.org_state import Row, decode_rows
 from ledger.plan import new_token, rollups_of
 from ledger.runs import Run, field_of
 from ledger.store import Ledger
 from ledger.usage_reader import DAY_US, Lines, charged_at, read_lines
+from ledger.verify import SIGNS
 
 DAYS_MIN: Final = 62
 """A budget's month has to be read by the hour, and schedulers list again what ended weeks ago."""
@@ -36,10 +38,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Retained:
-    """What was given up: records of runs, hours."""
+    """What was given up: records of runs, hours, entries of journals."""
 
     runs: int = 0
     hours: int = 0
+    entries: int = 0
 
 
 async def retain(
@@ -48,14 +51,15 @@ async def retain(
     *,
     run_days: int | None = DAYS,
     hour_days: int | None = DAYS,
+    journal_days: int | None = None,
     progress: Progress | None = None,
 ) -> Retained:
-    """Give up records of runs that ended, and hours, that are older than so many days; None: never.
+    """Give up records of runs that ended, hours, and entries of journals older than so many days; None: never.
 
     Safe beside rounds, beside itself and after a crash. Nothing newer than the last snapshot counts as old, however
     long ago that was. Raises: InvalidRequest, LedgerUnavailable, LedgerDamaged.
     """
-    for name, days in (("run_days", run_days), ("hour_days", hour_days)):
+    for name, days in (("run_days", run_days), ("hour_days", hour_days), ("journal_days", journal_days)):
         if days is not None and days < DAYS_MIN:
             raise InvalidRequest(f"{name} {days}: expected at least {DAYS_MIN}")
     marks = await ledger.charging.source_marks()
@@ -66,6 +70,8 @@ async def retain(
     # Read after the bound is set: an org that comes to be later is read by its exporter with the bound.
     orgs = await ledger.accounts.orgs()
     for number, org in enumerate(orgs):
+        if journal_days is not None:
+            done.entries += await _trim_journal(ledger, org, now_us - journal_days * DAY_US)
         if hours_us:
             done.hours += await _merge_hours(ledger, org, hours_us)
         if runs_us:
@@ -107,6 +113,23 @@ async def _merge_hours(ledger: Ledger, org: str, until: int) -> int:
         for name in some:
             await again(partial(client.unlink, names.rollup(name)))
     return len(old)
+
+
+async def _trim_journal(ledger: Ledger, org: str, until: int) -> int:
+    """Give up the journal's entries before an instant; what they granted is kept as a sum. How many they were."""
+    client: Any = ledger.client
+    names = keys.of_org(org)
+    end = f"{max(0, until) // 1000}-0"
+    granted, first, after = 0, None, "-"
+    while page := await again(partial(client.xrange, names.journal, min=after, max=f"({end}", count=_BATCH)):
+        first = first or text(page[0][0])
+        entries = (msgspec.json.decode(fields[b"entry"]) for _, fields in page)
+        granted += sum(SIGNS[e["type"]] * parse_credits(e["credits"]) for e in entries if e["type"] in SIGNS)
+        after = f"({text(page[-1][0])}"
+    if first is None:
+        return 0
+    answer = text(await ledger.scripts.trim_journal([names.org, names.journal], [first, end, str(granted)]))
+    return 0 if answer == "conflict" else int(answer)  # another did it, or this very call, before
 
 
 class _Forgetting:

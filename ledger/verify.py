@@ -28,7 +28,7 @@ from ledger.store import Ledger
 from ledger.usage_reader import DAY_US, read_horizon
 
 FIELDS = ("micro", "us", "refunded_micro", "refunded_us")
-_SIGNS = {"grant": 1, "correction": 1, "restoration": 1, "withdrawal": -1}
+SIGNS = {"grant": 1, "correction": 1, "restoration": 1, "withdrawal": -1}
 """Journal entries that change what is granted."""
 Progress = Callable[[int, int], None]
 """(orgs done, orgs in all)"""
@@ -160,7 +160,8 @@ class _Org:
             self._same(f"granted by {source}", int(fields.get(f"granted:{source}", 0)), "grants", micro)
         entries = [msgspec.json.decode(item[b"entry"]) for _, item in journal]
         self._checked["journal entries"] += len(entries)
-        journaled = sum(_SIGNS[e["type"]] * parse_credits(e["credits"]) for e in entries if e["type"] in _SIGNS)
+        journaled = sum(SIGNS[e["type"]] * parse_credits(e["credits"]) for e in entries if e["type"] in SIGNS)
+        journaled += int(fields.get("journaled", 0))  # by entries that are not kept any more
         self._same("granted", int(fields.get("granted", 0)), "journal", journaled)
         left = sum(int(entry.split(b"|")[2]) for entry in hashes[self._keys.purse].values())
         paid = granted - left - int(fields.get("expired", 0))
@@ -177,7 +178,7 @@ class _Org:
         for data in hashes[self._keys.withdrawals].values():
             entry = msgspec.json.decode(data)
             sums[entry["type"]] += parse_credits(entry["credits"])
-            of_payments[entry["payment"]] -= _SIGNS[entry["type"]] * parse_credits(entry["credits"])
+            of_payments[entry["payment"]] -= SIGNS[entry["type"]] * parse_credits(entry["credits"])
         self._checked["withdrawals"] += len(hashes[self._keys.withdrawals])
         self._same("withdrawn", int(fields.get("withdrawn", 0)), "withdrawals", sums["withdrawal"])
         self._same("restored", int(fields.get("restored", 0)), "restorations", sums["restoration"])

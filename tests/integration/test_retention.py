@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger import keys, retention
+from ledger.clock import now_us
 from ledger.errors import InvalidRequest
 from ledger.retention import retain
 from ledger.rollups import roll_up
@@ -179,6 +180,26 @@ async def test_a_live_exporter_goes_on_beside_retention(valkey_url: str) -> None
         report = await usage(lab.ledger, replace(ALL, to_us=T0 + 301 * DAY, group_by=("kind",)))
         job_row = next(row for row in report.rows if row.names["kind"] == "job")
         assert job_row.micro == (300 * 24 + 1 + 30) * 1_000_000
+
+
+async def test_old_journal_entries_are_folded_into_a_sum(valkey_url: str) -> None:
+    async with usage_lab(valkey_url) as lab:
+        accounts = lab.ledger.accounts
+        for number in range(5):
+            await accounts.grant("acme", 10**6 * (number + 1), key=f"k{number}", who="test")
+        await accounts.upsert("acme", who="test", contact="ann")
+        await two_old_jobs(lab)
+        await lab.take(now_us() + 400 * DAY, [])
+        assert (await retain(lab.ledger, now_us() + 10 * DAY, journal_days=62)).entries == 0
+        done = await asyncio.gather(*(retain(lab.ledger, now_us() + 100 * DAY, journal_days=62) for _ in range(3)))
+        assert sum(one.entries for one in done) == 7
+        assert (await accounts.journal("acme"))[0] == []
+        assert await is_clean(lab)
+        await accounts.grant("acme", 10**6, key="k0", who="test")
+        await accounts.grant("acme", 10**6, key="new", who="test")
+        assert len((await accounts.journal("acme"))[0]) == 1
+        assert len(await accounts.grants("acme")) == 7
+        assert await is_clean(lab)
 
 
 async def test_nothing_newer_than_the_last_snapshot_is_old(valkey_url: str) -> None:
