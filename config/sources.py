@@ -163,6 +163,22 @@ class SimulatedSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeBack:
+    """Passing charges on to the platform, so that its own screens agree."""
+
+    admin_url: str | None = field(
+        default=None, metadata=setting(_http, "The admin API.", absent="`/apis/admin/v1` of the host of `url`")
+    )
+    token: Secret | None = field(
+        default=None,
+        metadata=setting(values.secret, "A token that may charge all orgs of the cluster.", absent="the source's"),
+    )
+    interval_seconds: float = field(
+        default=300.0, metadata=setting(values.seconds, "How often what is new of full hours is passed on.")
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApoloSource:
     """An Apolo cluster, through the platform's API."""
 
@@ -179,7 +195,7 @@ class ApoloSource:
         default=(), metadata=setting(list_of(values.name), "Only these orgs are metered.", absent="all orgs")
     )
     lookback_days: int = field(
-        default=7,
+        default=30,
         metadata=setting(values.whole_number(0, 180), "How far back the first round looks for jobs that have ended."),
     )
     disks: bool = field(default=True, metadata=setting(values.truth, "Meter the platform's disks as storage."))
@@ -194,6 +210,10 @@ class ApoloSource:
         metadata=setting(
             values.truth, "Take rates from the platform's config where rates.yaml has none, dated when seen."
         ),
+    )
+    charge_back: ChargeBack | None = field(
+        default=None,
+        metadata=setting(section(ChargeBack), "Pass charges on to the platform.", absent="nothing is passed on"),
     )
     timeout_seconds: float = field(default=60.0, metadata=_timeout)
 

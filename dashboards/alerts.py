@@ -11,6 +11,7 @@ from dashboards.recorded import BALANCE_USED, BUDGET_USED, RUNWAY
 from exporter.metric_names import (
     ADMISSIONS,
     ALLOWED,
+    CHARGE_BACK_PENDING,
     LEDGER_DRIFT,
     LEDGER_UP,
     LEDGER_VERIFIED,
@@ -178,6 +179,14 @@ def _metering() -> list[Alert]:
             f"{each(METER_LAG, EVERYTHING)} > {limits.LAG_SECONDS}",
             "Charges of source {{ $labels.source }} are late",
             "What source {{ $labels.source }} reports is charged only up to {{ $value | humanizeDuration }} ago.",
+        ),
+        Alert(
+            "CreditsChargeBackStuck",
+            "warning",
+            "3h",
+            f"{each(CHARGE_BACK_PENDING, EVERYTHING)} > 0",
+            "Charges of source {{ $labels.source }} do not reach the platform",
+            "{{ $value }} credits of {{ $labels.of }} are missing in the platform's balances; the log says why.",
         ),
         Alert(
             "CreditsConfigRefused",

@@ -24,6 +24,8 @@ from dashboards.units import (
     named_values,
 )
 from exporter.metric_names import (
+    CHARGE_BACK_PENDING,
+    CHARGE_BACK_REFUNDED,
     LEDGER_DRIFT,
     LEDGER_EPOCH,
     LEDGER_UP,
@@ -178,6 +180,8 @@ def dashboard() -> PanelJson:
         Column("Failed rounds", each(SOURCE_FAILURES, scope), COUNT, ANY_IS_ODD),
         Column("Fetch", each(SOURCE_DURATION, scope), LATENCY),
         Column("Round", each(ROUND_DURATION, scope), LATENCY),
+        Column("Not passed on", gauge(CHARGE_BACK_PENDING, scope, ["source"], how="max"), CREDITS),
+        Column("Given back here only", each(CHARGE_BACK_REFUNDED, scope), CREDITS),
     ]
     rows = total(UNBILLABLE, scope, UNBILLABLE.labels)
     keys = UNPRICED.labels

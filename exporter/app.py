@@ -18,6 +18,7 @@ from config.rates import load_rates, parse_rates
 from config.reload import Reloader
 from config.settings import Settings
 from config.sources import ApoloSource as ApoloSettings
+from exporter.charge_back import ChargeBack
 from exporter.factory import make_sources
 from exporter.health import LedgerHealth
 from exporter.ledger_text import LedgerText
@@ -72,7 +73,9 @@ async def run_once(settings: Settings, clock: Clock | None = None) -> list[Round
     """
     plans = load_rates(settings.rates)
     async with _metering(settings, plans, clock) as metering:
-        return list(await asyncio.gather(*(_one_round(job) for job in metering.jobs)))
+        results = list(await asyncio.gather(*(_one_round(job) for job in metering.jobs)))
+        results += [await _one_charge_back(back) for back in metering.charge_backs]
+        return results
 
 
 async def serve(settings: Settings, stop: asyncio.Event, clock: Clock | None = None) -> None:
@@ -115,6 +118,8 @@ async def exporting(settings: Settings, clock: Clock | None = None) -> AsyncIter
         configured = {s.name for s in settings.sources}
         watch = max(_WATCH_SECONDS, 4 * settings.metering.interval_seconds)
         await stack.enter_async_context(_task(retire_idle(metering.books, configured, watch)))
+        for back in metering.charge_backs:
+            await stack.enter_async_context(_task(back.run()))
         schedule = Schedule(metering.jobs, settings.metering.interval_seconds)
         schedule.start()
         stack.push_async_callback(schedule.stop)
@@ -139,6 +144,7 @@ class _Metering:
     rates: RatesInForce
     view: View
     jobs: list[SourceRounds]
+    charge_backs: list[ChargeBack]
 
 
 @asynccontextmanager
@@ -171,7 +177,11 @@ async def _metering(settings: Settings, plans: Mapping[str, RatePlan], clock: Cl
                 if job.health.name == name:
                     job.health.charged_us = job.health.snapshot_us = mark
         await view.refresh()
-        yield _Metering(ledger, books, rates, view, jobs)
+        passing_on = [s for s in settings.sources if isinstance(s, ApoloSettings) and s.charge_back is not None]
+        charge_backs = [ChargeBack(ledger, one, clock or now_us) for one in passing_on]
+        for back in charge_backs:
+            stack.push_async_callback(back.close)
+        yield _Metering(ledger, books, rates, view, jobs, charge_backs)
 
 
 def _hold_us(settings: Settings, source: Source) -> int:
@@ -193,6 +203,7 @@ def _answers(
             lambda: (reloader.last_reload_successful, reloader.last_success_us),
             verification,
             clock,
+            metering.charge_backs,
         )
     )
 
@@ -229,6 +240,14 @@ async def _one_round(job: SourceRounds) -> RoundResult:
     if report.failed:
         return RoundResult(name, report, f"another exporter was at work on {', '.join(report.failed)}; run it again")
     return RoundResult(name, report, None)
+
+
+async def _one_charge_back(back: ChargeBack) -> RoundResult:
+    try:
+        await back.once()
+    except CreditsError as error:
+        return RoundResult(back.source, None, f"charges were not passed on to the platform: {error}")
+    return RoundResult(back.source, None, None)
 
 
 @asynccontextmanager

@@ -101,6 +101,18 @@ UNBILLABLE: Final = Metric(
     ("source", "reason"),
     "Workloads that could not be charged, once each a reason.",
 )
+CHARGE_BACK_PENDING: Final = Metric(
+    "credits_charge_back_pending",
+    "gauge",
+    ("source", "of"),
+    "Credits charged in full hours that the platform's balances of orgs (or users) do not show yet.",
+)
+CHARGE_BACK_REFUNDED: Final = Metric(
+    "credits_charge_back_refunded",
+    "gauge",
+    ("source",),
+    "Credits that corrections gave back here since charging back began; the platform is not told of them.",
+)
 RELOAD_OK: Final = Metric(
     "credits_config_last_reload_successful",
     "gauge",

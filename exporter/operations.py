@@ -8,6 +8,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from exporter import metric_names as m
+from exporter.charge_back import ChargeBack
 from exporter.health import LedgerHealth, SourceHealth
 from exporter.verification import Verification
 from ledger.clock import Clock, now_us
@@ -26,7 +27,9 @@ class Operations(Collector):
         reloads: ReloadState,
         verification: Verification,
         clock: Clock = now_us,
+        charge_backs: Sequence[ChargeBack] = (),
     ) -> None:
+        self._charge_backs = charge_backs
         self._sources = sources
         self._ledger = ledger
         self._reloads = reloads
@@ -56,13 +59,29 @@ class Operations(Collector):
         if checked.drift_micro is not None and checked.checked_us is not None:
             yield GaugeMetricFamily(m.LEDGER_DRIFT.name, m.LEDGER_DRIFT.help, value=checked.drift_micro / 1e6)
             yield GaugeMetricFamily(m.LEDGER_VERIFIED.name, m.LEDGER_VERIFIED.help, value=checked.checked_us / 1e6)
+        yield from self._passed_on()
         good, since_us = self._reloads()
         yield GaugeMetricFamily(m.RELOAD_OK.name, m.RELOAD_OK.help, value=int(good))
         yield GaugeMetricFamily(m.RELOAD_TIME.name, m.RELOAD_TIME.help, value=since_us / 1e6)
 
+    def _passed_on(self) -> Iterator[Metric]:
+        shown = [(back.source, back.outstanding) for back in self._charge_backs if back.outstanding is not None]
+        if shown:
+            pending, refunded = _family(m.CHARGE_BACK_PENDING), _family(m.CHARGE_BACK_REFUNDED)
+            for source, left in shown:
+                pending.add_metric([source, "orgs"], left.orgs / 1e6)
+                pending.add_metric([source, "users"], left.users / 1e6)
+                refunded.add_metric([source], left.refunded / 1e6)
+            yield pending
+            yield refunded
+
+
+def _family(metric: m.Metric) -> GaugeMetricFamily:
+    return GaugeMetricFamily(metric.name, metric.help, labels=list(metric.labels))
+
 
 def _gauge(metric: m.Metric, values: Iterable[tuple[SourceHealth, float]]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(metric.name, metric.help, labels=list(metric.labels))
+    family = _family(metric)
     for source, value in values:
         family.add_metric([source.name], value)
     return family

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 META = "credits:meta"
 """Hash: schema, ledger_id, epoch_us, forgotten_us (runs that were charged up to then at most may have no record),
-by_day_us (before it amounts are kept by day)."""
+by_day_us (before it amounts are kept by day), charge_back:CLUSTER (since when charges are passed on)."""
 ORGS = "credits:orgs"
 """Set of all org names."""
 SOURCES = "credits:sources"
@@ -192,6 +192,11 @@ class OrgKeys:
     def outbox(self) -> str:
         """Hash: event id -> event (JSON) that no webhook has taken yet."""
         return self._key("outbox")
+
+    def charge_back(self, cluster: str) -> str:
+        """Hash: `s` US user ("" is the org) -> what of its charges was passed on to the platform of a cluster;
+        base: JSON, what was charged before."""
+        return self._key(f"chargeback:{quote(cluster, safe='')}")
 
     @property
     def journal(self) -> str:

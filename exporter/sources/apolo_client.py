@@ -117,7 +117,7 @@ class ApoloClient:
         Raises: SourceError where the platform does not say.
         """
         url = admin_url / "users" / self.user() / "permissions" / "check"
-        status, text = await self._post(url, [{"uri": uri, "action": action} for uri, action in needed])
+        status, text = await self.post(url, [{"uri": uri, "action": action} for uri, action in needed])
         if status == 200:
             return []
         if status == 403:
@@ -144,10 +144,11 @@ class ApoloClient:
             ) from None
         return str(user)
 
-    async def _post(self, url: URL, body: object) -> tuple[int, str]:
+    async def post(self, url: URL, body: object, params: Params = ()) -> tuple[int, str]:
+        """(status, text) of one try. Raises: SourceError where there is no answer: it may have been done or not."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                async with self._open().post(url, json=body, headers=self._headers()) as response:
+                async with self._open().post(url, json=body, params=params, headers=self._headers()) as response:
                     return response.status, await response.text(errors="replace")
         except TimeoutError:
             raise SourceError(f"{_shown(url)} gave no answer within {self._timeout_seconds:g} s") from None

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -125,6 +126,14 @@ class ApoloApi:
     """So many writes lose a race."""
     faults: Faults = field(default_factory=Faults)
     now_us: int = 0
+    spending: dict[tuple[str, str], Decimal] = field(default_factory=dict)
+    """What orgs (user "") and org users were charged, as their balances show it."""
+    postings: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    """Idempotency key -> org, user, amount."""
+    unknown: set[tuple[str, str]] = field(default_factory=set)
+    """Orgs and org users that the admin API does not have."""
+    deaf: int = 0
+    """So many charges are made and not answered."""
 
     def add_job(
         self,
@@ -166,6 +175,8 @@ class ApoloApi:
         app.router.add_get("/api/v1/config", self._config)
         app.router.add_post("/apis/admin/v1/users/{user:.+}/permissions/check", self._permissions)
         app.router.add_get("/apis/admin/v1/clusters/{cluster}/projects", self._projects)
+        app.router.add_post("/apis/admin/v1/orgs/{org}/spending", self._spend)
+        app.router.add_post("/apis/admin/v1/orgs/{org}/users/{user}/spending", self._spend)
         app.router.add_get("/api/v1/disk", self._disks)
         app.router.add_get("/api/v1/disk/{id}", self._disk)
         async with serving(app) as url:
@@ -272,6 +283,26 @@ class ApoloApi:
                 for org, project in self.projects
             ]
         )  # fmt: skip
+
+    async def _spend(self, request: web.Request) -> web.Response:
+        if refused := self._refused(request):
+            return refused
+        org, user = request.match_info["org"], request.match_info.get("user", "")
+        if (org, user) in self.unknown:
+            return web.json_response({"error": "not found"}, status=404)
+        amount: str = (await request.json())["spending"]
+        assert isinstance(amount, str), "numbers travel as strings"
+        assert Decimal(amount) > 0, "spending is spent"
+        asked = org, user, amount
+        first = self.postings.setdefault(request.query["idempotency_key"], asked)
+        assert first == asked, "a key is of one charge"
+        if first is asked:
+            self.spending[org, user] = self.spending.get((org, user), Decimal(0)) + Decimal(amount)
+        if self.deaf > 0:
+            self.deaf -= 1
+            assert request.transport is not None
+            request.transport.abort()
+        return web.json_response({"name": org, "balance": {"spent_credits": str(self.spending[org, user])}})
 
     async def _disks(self, request: web.Request) -> web.Response:
         if refused := self._refused(request):

@@ -86,6 +86,11 @@ FIRES: dict[str, Case] = {
         "20m",
         {"source": "slurm-hpc"},
     ),
+    "CreditsChargeBackStuck": (
+        _series("credits_charge_back_pending", "2x240", source="apolo", of="users"),
+        "200m",
+        {"source": "apolo", "of": "users"},
+    ),
     "CreditsConfigRefused": (
         _series("credits_config_last_reload_successful", "1x10 0x60"),
         "12m",
@@ -122,6 +127,7 @@ VALUES = {
     "CreditsLedgerDrift": "-1e-06",
     "CreditsLedgerUnverified": "1d 2h 0m 0s",
     "CreditsMeterLag": "5m 1s",
+    "CreditsChargeBackStuck": "2",
     "CreditsUnpricedWorkloads": "2",
     "CreditsUnbillableWorkloads": "1",
     "CreditsAdmissionFailingOpen": "1",
