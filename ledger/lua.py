@@ -132,6 +132,7 @@ class Scripts:
         self.rates_publish = Script(client, "rates_publish")
         self.release = Script(client, "release")
         self.rollup = Script(client, "rollup")
+        self.trim_journal = Script(client, "trim_journal")
 
 
 def common_keys(org: keys.OrgKeys) -> list[str]:
