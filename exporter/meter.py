@@ -106,8 +106,9 @@ class Meter:
             since = max(since, origin.at)
         latest = state.latest.setdefault(self.source, {})
         other = latest.get(key[:2])
-        if other is not None and _billed_from(other.started_us, other.suspended) <= _billed_from(
-            started, observation.suspended
+        if other is not None and (
+            _billed_from(other.started_us, other.suspended) <= _billed_from(started, observation.suspended)
+            or self._stands_for(other, observation, taken)
         ):
             # The same id cannot run twice at once: what the earlier run was charged for is not charged again.
             # Which is the earlier one is told by when they are first billed: a pod can be older, and start later.
@@ -158,6 +159,8 @@ class Meter:
         if taken < until or (taken == until and run.observation is None and run.state == ENDED):
             return  # an older snapshot changes nothing that a newer one said
         was_kept = run.state in (OPEN, PAUSED)
+        if run.state == GONE:
+            until = self._skip_what_another_was_charged_for(plan, state, run, observation, mark, until, taken)
         ended, suspended = facts(run, observation, until, taken)
         if ended == run.ended_us and run.state == ENDED and suspended == run.suspended:
             run.until_us = until
@@ -186,6 +189,29 @@ class Meter:
             if run.line.at(taken) is None:
                 self._note_unpriced(run)
             self._close(plan, state, run)
+
+    def _stands_for(self, other: Run, observation: Observation, taken: int) -> bool:
+        """Whether an observation is of a run that is known by another start, and not listed by that one any more.
+
+        The scheduler corrected the start, or whoever lists the workloads works it out anew each time.
+        """
+        if observation.kind == "storage" or other.stamp == self.matcher.round:
+            return False
+        last = taken if observation.ended_us is None else min(observation.ended_us, taken)
+        return last > _billed_from(other.started_us, other.suspended)
+
+    def _skip_what_another_was_charged_for(
+        self, plan: Plan, state: OrgState, run: Run, observation: Observation, mark: int | None, until: int, taken: int
+    ) -> int:
+        """A run that was gone is back: up to when it, or a run of its id in its stead, was charged. See `_begin`."""
+        other = state.latest.get(self.source, {}).get(run.key[:2])
+        if other is None or other is run or not self._stands_for(other, observation, taken):
+            return until
+        over = min(other.charged_until(mark), taken)
+        if over <= until:
+            return until
+        self._next_leg(plan, run, until, over, run.points[-1][3])
+        return over
 
     def _charge(
         self,
@@ -240,20 +266,21 @@ class Meter:
             kept = run.points[:-1] if hour_of(last[0]) == hour_of(taken) and len(run.points) > 1 else run.points
             run.points = (*kept, (taken, cost, us, units))
             return
-        self._end_leg(plan, run, taken)
-        cost, _ = run.cumulative(taken)
-        run.leg += 1
+        self._next_leg(plan, run, taken, taken, units)
         run.row = self._row(plan, state, row)
-        run.points = ((taken, cost % D, 0, units),)
-        run.suspended = tuple(i for i in run.suspended if i[1] is None or i[1] > taken)
-        run.refunded_micro = run.refunded_us = 0
         run.bills_app = observation.bills_app
         run.line = lines(row.kind, row.resource, row.app, observation.bills_app)
 
-    def _end_leg(self, plan: Plan, run: Run, taken: int) -> None:
-        state, run.state, run.until_us = run.state, GONE, taken
+    def _next_leg(self, plan: Plan, run: Run, until: int, since: int, units: int) -> None:
+        """The leg ends, charged up to an instant; the next one is charged from another."""
+        state, run.state, run.until_us = run.state, GONE, until
         plan.ended[field_of(run.cluster, run.key, run.leg)] = run.encode()
         run.state = state
+        cost, _ = run.cumulative(until)
+        run.leg += 1
+        run.points = ((since, cost % D, 0, units),)
+        run.suspended = tuple(i for i in run.suspended if i[1] is None or i[1] > since)
+        run.refunded_micro = run.refunded_us = 0
 
     def _move_out(
         self, plan: Plan, state: OrgState, run: Run, observation: Observation, mark: int | None, taken: int
