@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -350,6 +351,32 @@ def source_type(settings: SourceSettings) -> str:
     return next(word for word, cls in SOURCE_TYPES.items() if isinstance(settings, cls))
 
 
+def same_work(one: SourceSettings, other: SourceSettings) -> str | None:
+    """What both would charge, in words with the remedy; None where they can stand side by side.
+
+    An apolo source beside a kubernetes source is fine: the latter leaves the platform's jobs to the former.
+    """
+    match one, other:
+        case SlurmSource(), SlurmSource():
+            if (one.slurm_conf, one.run_with) == (other.slurm_conf, other.run_with):
+                return "ask the same Slurm; keep one of them, or give each its slurm_conf: or run_with:"
+        case SimulatedSource(), SimulatedSource():
+            if (one.cluster, one.seed, one.orgs) == (other.cluster, other.seed, other.orgs):
+                return "make up the same work; give one of them another seed:"
+        case ApoloSource(), ApoloSource():
+            place, its = ((s.url.rstrip("/"), s.platform_cluster or s.cluster) for s in (one, other))
+            if place == its and (not one.orgs or not other.orgs or set(one.orgs) & set(other.orgs)):
+                return f"meter the same orgs of the platform's cluster {place[1]!r}; keep one, or give each its orgs:"
+        case KubernetesSource(), KubernetesSource() if one.url == other.url:
+            if one.selector == other.selector or not one.selector or not other.selector:
+                return "watch the same pods; keep one of them, or give each its selector:"
+            if one.volumes and other.volumes:
+                return "watch the same volumes, which no selector tells apart; set volumes: false in one of them"
+            if one.storage is not None and one.storage == other.storage:
+                return "read the same storage; leave it out of one of them"
+    return None
+
+
 def _read_source(at: At) -> SourceSettings:
     entries = at.entries("a source: {type: ..., cluster: ...}")
     kinds = list(SOURCE_TYPES)
@@ -377,6 +404,15 @@ def _read_sources(at: At) -> tuple[SourceSettings, ...]:
             )
             doubled = True
         lines.setdefault(source.name, node.line)
+    for (first, early), (second, late) in itertools.combinations(zip(found, nodes, strict=True), 2):
+        told = same_work(first, second)
+        if told is not None and first.name != second.name:
+            at.refuse(
+                f"{first.name!r} in line {early.line} and {second.name!r} here would charge the same work twice: "
+                f"both {told}",
+                late.line,
+            )
+            doubled = True
     if doubled:
         raise Unusable
     return found

@@ -62,6 +62,8 @@ def make_source(
         case settings.KubernetesSource():
             from exporter.sources.kubernetes import KubernetesSource
 
-            platforms = (s for s in beside if isinstance(s, settings.ApoloSource) and s.cluster == one.cluster)
+            platforms = [s for s in beside if isinstance(s, settings.ApoloSource) and s.cluster == one.cluster]
+            # Where there are several, one that meters disks: then all disks are theirs.
+            platform = max(platforms, key=lambda s: s.disks, default=None)
             cluster = one.cluster
-            return KubernetesSource(one, clock, beside=next(platforms, None), priced_apps=lambda: priced_apps(cluster))
+            return KubernetesSource(one, clock, beside=platform, priced_apps=lambda: priced_apps(cluster))

@@ -162,8 +162,54 @@ def test_two_sources_of_one_name_are_refused_with_both_lines(file: Path):
             "give one of them another name: or cluster:"
         )
     ]
-    settings = load(file, "sources: [{type: slurm}, {type: slurm, name: other}]")
+    settings = load(file, "sources: [{type: slurm}, {type: slurm, name: other, slurm_conf: /etc/other.conf}]")
     assert [found.name for found in settings.sources] == ["slurm-default", "other"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        ("type: json, path: a", "type: json, path: a, cluster: b", "read the same document"),
+        ("type: slurm", "type: slurm, cluster: b", "ask the same Slurm"),
+        ("type: simulated", "type: simulated", "make up the same work"),
+        (
+            "type: apolo, token: t, cluster: a",
+            "type: apolo, token: t, cluster: b, platform_cluster: a, orgs: [acme]",
+            "meter the same orgs of the platform's cluster 'a'",
+        ),
+        ("type: kubernetes, url: http://k", 'type: kubernetes, url: http://k, selector: "a=b"', "watch the same pods"),
+        (
+            'type: kubernetes, url: http://k, selector: "a=c"',
+            'type: kubernetes, url: http://k, selector: "a=b"',
+            "watch the same volumes",
+        ),
+    ],
+)
+def test_two_sources_of_the_same_work_are_refused(file: Path, one: str, other: str, told: str):
+    (problem,) = refusals(file, f"sources:\n  - {{{one}, name: one}}\n  - {{{other}, name: two}}\n")
+    assert problem.startswith(
+        f"3: sources: 'one' in line 2 and 'two' here would charge the same work twice: both {told}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("type: json, path: a", "type: json, path: b"),
+        ("type: slurm", "type: slurm, run_with: [ssh, login1]"),
+        ("type: simulated", "type: simulated, seed: 2"),
+        ("type: apolo, token: t, orgs: [acme]", "type: apolo, token: t, orgs: [blue]"),
+        ("type: apolo, token: t", "type: kubernetes, url: http://k"),
+        (
+            'type: kubernetes, url: http://k, selector: "a=c"',
+            'type: kubernetes, url: http://k, selector: "a=b", volumes: false',
+        ),
+        ("type: kubernetes, url: http://k", "type: kubernetes, url: http://l"),
+    ],
+)
+def test_sources_of_different_work_stand_side_by_side(file: Path, one: str, other: str):
+    found = load(file, f"sources:\n  - {{{one}, name: one}}\n  - {{{other}, name: two}}\n")
+    assert [source.name for source in found.sources] == ["one", "two"]
 
 
 def test_no_sources_are_possible_for_an_enforcer_on_its_own(file: Path):
