@@ -8,6 +8,7 @@ import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def lab(tmp_path: Path) -> Iterator[RunLab]:
     yield lab
     for process in lab.processes:
         process.kill()
-        process.communicate()
+        with suppress(ValueError):  # was read already
+            print(*process.communicate(), sep="\n")  # shown when the test failed
     wait_until(lab.is_quiet, 30, "the end of the server")
 
 
@@ -150,6 +152,10 @@ def test_a_port_in_use_is_said_clearly(lab: RunLab, port: str) -> None:
     assert str(getattr(lab, port)) in problem
     assert "config/settings.yaml" in problem
     assert "Traceback" not in done.stderr
+    if port == "api_port":
+        with socket.create_server(("127.0.0.1", lab.api_port)):
+            alone = lab.run("enforcer")
+        assert (alone.returncode, alone.stderr.splitlines()[-1]) == (1, problem)
     lab.up()
 
 
