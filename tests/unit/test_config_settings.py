@@ -169,7 +169,6 @@ def test_two_sources_of_one_name_are_refused_with_both_lines(file: Path):
 @pytest.mark.parametrize(
     ("one", "other", "told"),
     [
-        ("type: json, path: a", "type: json, path: a, cluster: b", "read the same document"),
         ("type: slurm", "type: slurm, cluster: b", "ask the same Slurm"),
         ("type: simulated", "type: simulated", "make up the same work"),
         (
@@ -187,9 +186,8 @@ def test_two_sources_of_one_name_are_refused_with_both_lines(file: Path):
 )
 def test_two_sources_of_the_same_work_are_refused(file: Path, one: str, other: str, told: str):
     (problem,) = refusals(file, f"sources:\n  - {{{one}, name: one}}\n  - {{{other}, name: two}}\n")
-    assert problem.startswith(
-        f"3: sources: 'one' in line 2 and 'two' here would charge the same work twice: both {told}"
-    )
+    assert problem.startswith("3: sources: 'one' in line 2 and 'two' here would charge the same work twice: both ")
+    assert told in problem
 
 
 @pytest.mark.parametrize(
