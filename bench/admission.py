@@ -106,11 +106,17 @@ def measure(seconds: float, connections: int) -> dict[str, Any]:
                 process.start()
                 servers.append((process, ours, *ours.recv()))
             figures: dict[int, list[tuple[float, float]]] = {0: [], 1: []}
+            cpu = [0.0, 0.0, 0.0]
+            answered = [0, 0]
             for _, _, port, token in servers:
                 asyncio.run(_load(port, token, 0.5, connections))
             for _ in range(ROUNDS):
-                for number, (_, _, port, token) in enumerate(servers):
+                for number, (process, _, port, token) in enumerate(servers):
+                    before = _cpu_seconds(process.pid), _cpu_seconds(valkey.pid)
                     rate, latencies = asyncio.run(_load(port, token, seconds, connections))
+                    cpu[number] += _cpu_seconds(process.pid) - before[0]
+                    cpu[2] += (_cpu_seconds(valkey.pid) - before[1]) * number
+                    answered[number] += len(latencies)
                     figures[number].append((rate, statistics.quantiles(latencies, n=100)[98]))
         finally:
             for process, pipe, *_ in servers:
@@ -125,7 +131,15 @@ def measure(seconds: float, connections: int) -> dict[str, Any]:
         "rate_ratio": round(rates[1] / rates[0], 3),
         "bare_p99_ms": round(tails[0] * 1000, 2), "admission_p99_ms": round(tails[1] * 1000, 2),
         "p99_ratio": round(tails[1] / tails[0], 2),
+        "bare_cpu_us": round(cpu[0] / answered[0] * 1e6),
+        "admission_cpu_us": round(cpu[1] / answered[1] * 1e6), "valkey_cpu_us": round(cpu[2] / answered[1] * 1e6),
     }  # fmt: skip
+
+
+def _cpu_seconds(pid: int | None) -> float:
+    """What a process used so far: tells what a request costs even while others use the machine."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:

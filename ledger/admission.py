@@ -120,6 +120,7 @@ class Admissions:
         self._plans: dict[str, tuple[float, RatePlan | None]] = {}
         self._asking: dict[str, asyncio.Task[RatePlan | None]] = {}
         self._budgets: dict[str, tuple[str, tuple[Budget, ...]]] = {}
+        self._reading: dict[str, asyncio.Task[tuple[str, tuple[Budget, ...]]]] = {}
 
     async def admit(
         self, request: AdmissionRequest, terms: Terms | None = None, on_late: OnLate | None = None
@@ -136,7 +137,7 @@ class Admissions:
             return refusal
         amount = unit_micro(nano, request.max_runtime_us, terms.hold_us)
         answer, budgets = await self._ask(request, terms, amount, now, on_late)
-        code, available, index, hold, expires, novelty, required, mode = (text(part) for part in answer)
+        code, available, index, hold, expires, novelty, required, mode = [part.decode() for part in answer]
         needed = int(required) if request.count is None else amount * request.count
         if code == "ok":
             left = int(available)
@@ -279,8 +280,18 @@ class Admissions:
         if known is None:
             if len(self._budgets) >= BUDGETS_MAX:
                 self._budgets.clear()
-            known = self._budgets[org] = await self._budget_store.read(org)
+            # Many may wait for the same answer: it is asked for once.
+            task = self._reading.get(org)
+            if task is None:
+                task = self._reading[org] = asyncio.create_task(self._budget_store.read(org))
+                task.add_done_callback(lambda done: self._budgets_read(org, done))
+            known = await asyncio.shield(task)
         return known
+
+    def _budgets_read(self, org: str, task: asyncio.Task[tuple[str, tuple[Budget, ...]]]) -> None:
+        self._reading.pop(org, None)
+        if not task.cancelled() and task.exception() is None:
+            self._budgets[org] = task.result()
 
     async def _circumstances(self, org: str, terms: Terms) -> Circumstances:
         given = str(self._given_clock()) if self._given_clock else ""

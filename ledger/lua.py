@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from importlib import resources
@@ -16,6 +17,8 @@ from ledger.errors import LedgerUnavailable
 
 _PRELUDE = "-- uses _common\n"
 _WAIT_MS = 5000
+_WAITING_MAX = 8
+"""Calls of a script that wait for the disk at once: each has a connection to itself for up to a second."""
 
 
 def _source(name: str) -> str:
@@ -32,8 +35,9 @@ class Script:
     def __init__(self, client: Client, name: str) -> None:
         self.name = name
         self._client = client
-        self._text = _source(name)
-        self.digest = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
+        self.text = _source(name)
+        self._waiting = asyncio.Semaphore(_WAITING_MAX)
+        self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, names: Sequence[str], arguments: Sequence[Any]) -> Any:
         """The script's answer; strings in it are bytes.
@@ -51,14 +55,15 @@ class Script:
 
     async def in_full(self, names: Sequence[str], arguments: Sequence[Any]) -> Any:
         """Once, with the script's text, after which the server has it."""
-        return await self._client.execute_command("EVAL", self._text, len(names), *names, *arguments)
+        return await self._client.execute_command("EVAL", self.text, len(names), *names, *arguments)
 
     async def durably(self, names: Sequence[str], arguments: Sequence[Any]) -> Any:
         """As a call, but returns only once the server has what was written on disk (WAITAOF where it has it).
 
         Raises: LedgerUnavailable also when the disk does not confirm in time; a retry is safe.
         """
-        return await again(lambda: self._once_durably(names, arguments))
+        async with self._waiting:
+            return await again(lambda: self._once_durably(names, arguments))
 
     async def _once_durably(self, names: Sequence[str], arguments: Sequence[Any]) -> Any:
         # WAITAOF waits for what its own connection wrote, so the script goes over the same one: a server that lost
@@ -72,7 +77,7 @@ class Script:
             first = await self(names, arguments)  # finds the node; the repetition below is harmless
         answer, marked, waited = await self._together(names[0], call, marker, wait)
         if isinstance(answer, NoScriptError):
-            call = ("EVAL", self._text, *call[2:])
+            call = ("EVAL", self.text, *call[2:])
             answer, marked, waited = await self._together(names[0], call, marker, wait)
         for error in (answer, marked):
             if isinstance(error, RedisError):

@@ -6,37 +6,46 @@ One awaited round trip a call is what limits an enforcer; calls that share a pip
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ledger.connect import Client, again
 from ledger.lua import Script
 
 BATCH_MAX = 256
 """Calls that share a pipeline at most, so that no one waits for too many others."""
-FLIGHTS_MAX = 2
-"""Pipelines under way at once: one is worked on by the server while the next is written and read."""
+FLIGHTS_MAX = 1
+"""Pipelines under way at once. With more, each would carry less, and what a pipeline costs by itself weighs more."""
+FLIGHT_SECONDS = 5.0
+"""How long the server may take for one."""
 
 OnLate = Callable[[Any], None]
 """Gets the answer of a call whose caller gave it up."""
 
 
 class _Call:
-    __slots__ = ("answer", "arguments", "names", "on_late", "script")
+    __slots__ = ("answer", "arguments", "in_full", "names", "on_late", "script")
 
-    def __init__(self, script: Script, names: Sequence[str], arguments: Sequence[Any], on_late: OnLate | None) -> None:
+    def __init__(
+        self, script: Script, names: Sequence[str], arguments: Sequence[Any], on_late: OnLate | None, in_full: bool
+    ) -> None:
         self.script = script
         self.names = names
         self.arguments = arguments
         self.on_late = on_late
+        self.in_full = in_full
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def command(self) -> tuple[Any, ...]:
-        return ("EVALSHA", self.script.digest, len(self.names), *self.names, *self.arguments)
+    def command(self, in_full: bool) -> tuple[Any, ...]:
+        """With the script's text, after which the server has it, or by its digest."""
+        first = ("EVAL", self.script.text) if in_full else ("EVALSHA", self.script.digest)
+        return (*first, len(self.names), *self.names, *self.arguments)
 
 
 class Pipelined:
@@ -59,9 +68,14 @@ class Pipelined:
         return await again(lambda: self._once(script, names, arguments, on_late))
 
     async def _once(
-        self, script: Script, names: Sequence[str], arguments: Sequence[Any], on_late: OnLate | None
+        self,
+        script: Script,
+        names: Sequence[str],
+        arguments: Sequence[Any],
+        on_late: OnLate | None,
+        in_full: bool = False,
     ) -> Any:
-        call = _Call(script, names, arguments, on_late)
+        call = _Call(script, names, arguments, on_late, in_full)
         self._waiting.append(call)
         if not self._is_due and len(self._flights) < FLIGHTS_MAX:
             self._is_due = True
@@ -69,7 +83,7 @@ class Pipelined:
         try:
             return await call.answer
         except NoScriptError:
-            return await script.in_full(names, arguments)
+            return await self._once(script, names, arguments, on_late, in_full=True)
 
     def _take_off(self) -> None:
         self._is_due = False
@@ -87,15 +101,17 @@ class Pipelined:
 
     async def _fly(self, batch: list[_Call]) -> None:
         try:
-            answers = await self._exchange(batch)
+            async with asyncio.timeout(FLIGHT_SECONDS):
+                answers = await self._exchange(batch)
+        except TimeoutError:
+            self._fail(batch, RedisTimeoutError(f"no answer within {FLIGHT_SECONDS:g} s"))
+            return
         except asyncio.CancelledError:
             for call in batch:
                 call.answer.cancel()
             raise
         except Exception as error:
-            for call in batch:
-                if not call.answer.done():
-                    call.answer.set_exception(error)
+            self._fail(batch, error)
             return
         for call, answer in zip(batch, answers, strict=True):
             if call.answer.done():
@@ -106,22 +122,36 @@ class Pipelined:
             else:
                 call.answer.set_result(answer)
 
+    @staticmethod
+    def _fail(batch: list[_Call], error: Exception) -> None:
+        for call in batch:
+            if not call.answer.done():
+                call.answer.set_exception(error)
+
     async def _exchange(self, batch: list[_Call]) -> list[Any]:
         if not isinstance(self._client, Redis):  # a cluster: its pipeline knows which node has which key
             pipe: Any = self._client.pipeline()
             for call in batch:
-                pipe.execute_command(*call.command())
+                pipe.execute_command(*call.command(call.in_full))
             clustered: list[Any] = await pipe.execute(raise_on_error=False)
             return clustered
         # Redis' own pipeline, packing and pool cost several times as much a command as the connection under them.
+        packed = []
+        sent: set[Script] = set()
+        for call in batch:
+            in_full = call.in_full and call.script not in sent  # those after it find it there
+            if in_full:
+                sent.add(call.script)
+            packed.append(pack_command(call.command(in_full)))
         pool: Any = self._client.connection_pool
         connection = self._idle.pop() if self._idle else await pool.get_connection()
         try:
-            await connection.send_packed_command(b"".join([pack_command(call.command()) for call in batch]), False)
+            await connection.send_packed_command(b"".join(packed), False)
             answers: list[Any] = []
             for _ in batch:
                 try:
-                    answers.append(await connection.read_response())
+                    # One time limit for all of them: see _fly.
+                    answers.append(await connection.read_response(timeout=math.inf))
                 except ResponseError as error:
                     answers.append(error)
         except BaseException:
