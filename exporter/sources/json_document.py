@@ -111,6 +111,9 @@ def parse(data: bytes, source: str, cluster: str, cache: Cache | None = None) ->
         workloads=workloads + volumes,
         complete=document.complete and sure and sure_of_volumes,
         unbillable=dict(unbillable),
+        pending_holds=frozenset(
+            o.hold_id for o in workloads if o.hold_id is not None and o.started_us is None and o.ended_us is None
+        ),
     )
 
 

@@ -113,6 +113,14 @@ def test_a_job_that_waits_is_listed_without_a_start() -> None:
     assert (only(snapshot).started_us, snapshot.complete) == (None, True)
 
 
+def test_the_holds_of_jobs_that_wait_are_told() -> None:
+    waits = {**JOB, "id": "waits", "started_at": None, "hold_id": "h1"}
+    cancelled = {**JOB, "id": "cancelled", "started_at": None, "ended_at": "2026-11-22T10:00:00Z", "hold_id": "h2"}
+    runs = {**JOB, "id": "runs", "hold_id": "h3"}
+
+    assert read(document(waits, cancelled, runs, {**waits, "id": "other", "hold_id": None})).pending_holds == {"h1"}
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
