@@ -67,6 +67,8 @@ class Balance:
     known: bool
     contact: str | None
     policy: Mapping[str, Any]
+    acting: str = ""
+    """`grace`, `suspend` or `stop` while something is done about what runs (see ledger/exhaustion.py)."""
 
     @property
     def left_micro(self) -> int:
@@ -90,9 +92,11 @@ class Balance:
 
     @property
     def stage(self) -> str:
-        """`ok`, `warn` (less than a day left), `block` (nothing available) - by the balance alone."""
+        """`ok`, `warn` (less than a day left), `block` (nothing available), or what is done about it: `acting`."""
         if self.unlimited:
             return "ok"
+        if self.acting:
+            return self.acting
         if self.available_micro <= 0:
             return "block"
         exhausted = self.exhausted_us
@@ -284,4 +288,5 @@ def _balance(org: str, answer: list[Any]) -> Balance:
         known=fields.get("known") == "1",
         contact=fields.get("contact"),
         policy=msgspec.json.decode(fields["policy"]) if fields.get("policy") else {},
+        acting=fields.get("acting", ""),
     )

@@ -17,6 +17,8 @@ from ledger.runs import OPEN, Run
 
 ORG_TIER: Final = ""
 """Names the org among the tiers; a budget's tier is named by its id."""
+ACTS_FROM: Final = 3
+"""The stages from here on (grace, suspend or stop) do something about what runs."""
 
 
 class TierState(msgspec.Struct, frozen=True):
@@ -98,6 +100,11 @@ class ExhaustionStore:
                     pipe.hdel(names.stages, tier)
                 else:
                     pipe.hset(names.stages, tier, msgspec.json.encode(state))
+                if tier == ORG_TIER and entry is not None:
+                    if state is not None and state.stage >= ACTS_FROM:
+                        pipe.hset(names.org, "acting", entry["stage"])
+                    else:
+                        pipe.hdel(names.org, "acting")
                 if entry is not None:
                     pipe.xadd(names.journal, {"entry": msgspec.json.encode(entry)})
                 await pipe.execute()

@@ -192,6 +192,7 @@ async def test_an_org_runs_dry_is_suspended_and_goes_on_after_a_top_up(any_clien
     assert "will be suspended at" in cluster.scheduler.reasons[0]
     assert "billing@example.org" in cluster.scheduler.reasons[0]
     assert await cluster.after(5) == Stage.GRACE
+    assert (await cluster.ledger.accounts.balance("acme")).stage == "grace"
     assert len(cluster.scheduler.done) == 2  # told once
     assert await cluster.after(5) == Stage.ACT
     assert sorted(cluster.scheduler.done[2:]) == [("suspend", "1"), ("suspend", "2")]
@@ -204,7 +205,9 @@ async def test_an_org_runs_dry_is_suspended_and_goes_on_after_a_top_up(any_clien
     request = AdmissionRequest(cluster="c", org="acme", project="p", user="u", preset="small")
     assert not (await cluster.ledger.admissions.admit(request)).allowed
     await cluster.grant(1000 * CREDIT)
+    assert (await cluster.ledger.accounts.balance("acme")).stage == "suspend"
     assert await cluster.after(1) == Stage.NONE
+    assert (await cluster.ledger.accounts.balance("acme")).stage == "ok"
     assert sorted(cluster.scheduler.done[4:]) == [("resume", "1"), ("resume", "2")]
     assert await cluster.after(60) == Stage.NONE
     assert (await cluster.ledger.accounts.balance("acme")).left_micro == left + 992 * CREDIT
