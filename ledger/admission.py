@@ -28,6 +28,8 @@ from ledger.refusal_text import Circumstances
 
 RATES_SECONDS = 2.0
 """How long rates are used before the ledger is asked whether they are still those."""
+RATES_SECONDS_MAX = 30.0
+"""How old rates may be while they are read again beside the decisions; after a longer silence they are waited for."""
 BUDGETS_MAX = 10_000
 """Orgs whose budgets are kept in memory."""
 STALE_MAX = 5
@@ -191,7 +193,10 @@ class Admissions:
         await self.plan(cluster)
 
     async def plan(self, cluster: str) -> RatePlan | None:
-        """The rates in force, at most RATES_SECONDS old; older ones while the ledger cannot be asked."""
+        """The rates in force, at most RATES_SECONDS old, or RATES_SECONDS_MAX where they are being read again.
+
+        Raises: LedgerUnavailable where all that is known is older.
+        """
         known = self._plans.get(cluster)
         if known is not None and time.monotonic() - known[0] < RATES_SECONDS:
             return known[1]
@@ -199,7 +204,7 @@ class Admissions:
         if task is None:
             task = self._asking[cluster] = asyncio.create_task(self._read_plan(cluster))
             task.add_done_callback(lambda done: (self._asking.pop(cluster, None), done.cancelled() or done.exception()))
-        if known is not None:
+        if known is not None and known[1] is not None and time.monotonic() - known[0] < RATES_SECONDS_MAX:
             return known[1]  # asked for by the side: a decision does not wait for it
         return await asyncio.shield(task)
 
