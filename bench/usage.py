@@ -114,9 +114,10 @@ async def years(url: str, projects: int) -> None:
         odd = UsageQuery(from_us=START + 7 * HOUR_US, to_us=NOW - 5 * HOUR_US, group_by=("project",))
         await ask(ledger, "all there is, by project", by_project, total)
         await ask(ledger, "a month by project, out of hours", month)
-        begins = time.perf_counter()
+        begins, worked = time.perf_counter(), time.process_time()
         made = await roll_up(ledger, NOW)
-        print(f"{made} roll-ups made in {time.perf_counter() - begins:.1f} s, once")
+        took, work = time.perf_counter() - begins, time.process_time() - worked
+        print(f"{made} roll-ups made in {took:.1f} s ({work:.1f} s of work), once")
         print(f"memory: {(await memory(ledger) - filled) / 2**20:.0f} MiB more for them")
         await ask(ledger, "a month by project", month)
         await ask(ledger, "a year but for 12 hours, by project", odd)
