@@ -163,6 +163,8 @@ class KubernetesActions:
 
     async def _find(self, uid: str) -> _Metadata | None:
         """The pod of a UID, by a new list where it is not known."""
+        if "/" in uid:
+            return None  # an app's run: what it consists of are pods, which are workloads, too
         now = self._clock()
         if uid not in self._pods and now - self._listed_us > _LIST_US:
             self._pods = await self._list()
