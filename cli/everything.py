@@ -106,14 +106,15 @@ async def run_everything(given: Settings, stop: asyncio.Event) -> None:
 @asynccontextmanager
 async def enforcing(given: Settings) -> AsyncIterator[str]:
     """The enforcer, serving; gives its URL. Raises: CannotServe and what concerns the ledger."""
+    from cli.payments import taking_payments
     from enforcer.app import enforcing as serve
 
-    stack = AsyncExitStack()
-    try:
-        url = await stack.enter_async_context(serve(given))
-    except InvalidRequest as e:
-        raise CannotServe(f"{e}; stop what listens there, or change the section enforcer of {given.path}") from e
-    async with stack:
+    async with AsyncExitStack() as stack:
+        try:
+            payments = await stack.enter_async_context(taking_payments(given))
+            url = await stack.enter_async_context(serve(given, None, payments))
+        except InvalidRequest as e:
+            raise CannotServe(f"{e}; stop what listens there, or change the section enforcer of {given.path}") from e
         yield url
 
 

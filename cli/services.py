@@ -77,11 +77,15 @@ def enforcer() -> None:
     """Admit work; serve the API and the console."""
     given = settings()
 
+    from cli.everything import enforcing
     from cli.logs import set_up
-    from enforcer.app import serve
+
+    async def service(stop: asyncio.Event) -> None:
+        async with enforcing(given):
+            await stop.wait()
 
     set_up()
-    until_stopped(lambda stop: serve(given, stop))
+    until_stopped(service)
 
 
 @click.command(cls=Command)

@@ -94,6 +94,11 @@ class Reversal:
     currency: str
 
 
+def order_id_of(org: str, key: str) -> str:
+    """The id of the order that an idempotency key names, for ever."""
+    return "ord_" + hashlib.sha256(f"{org}{keys.US}{key}".encode()).hexdigest()[:32]
+
+
 class Purchases:
     """Orders and payments. Every change is one atomic script, on the disk before it is acknowledged."""
 
@@ -119,7 +124,7 @@ class Purchases:
             raise InvalidRequest(f"idempotency key: expected 1 to {KEY_MAX} printable characters")
         if not 0 < micro <= MICRO_MAX or amount <= 0:
             raise InvalidRequest(f"credits {format_micro(micro)}: cannot be bought")
-        order_id = "ord_" + hashlib.sha256(f"{org}{keys.US}{key}".encode()).hexdigest()[:32]
+        order_id = order_id_of(org, key)
         digest = hashlib.sha256(str(micro).encode()).hexdigest()[:32]
         made = Order(order_id, org, digest, format_micro(micro), micro, amount, currency, who, self._now())
         entry = {

@@ -1,0 +1,222 @@
+"""Purchases over HTTP: starting one, seeing them, the provider's webhook, and the page a buyer comes back to."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Awaitable, Callable, Collection
+from decimal import Decimal
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from aiohttp import web
+
+from config.payments import PRICE_DIGITS, Payments, minor_digits
+from console.payments import Till
+from console.provider import BadSignature, ProviderUnavailable
+from ledger.clock import format_time
+from ledger.errors import InvalidRequest
+from ledger.money import AmountError, format_decimal, format_micro, parse_credits
+from ledger.purchases import Order
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_BUY: Final = ("admin", "owner")
+_SEE: Final = ("admin", "owner", "viewer")
+_BODY_MAX: Final = 4096
+_WEBHOOK_MAX: Final = 512 * 1024
+_KEY_MAX: Final = 255
+NOT_SOLD: Final = "No credits are sold here: the settings have no section payments (see docs/payments.md)."
+
+
+class Call(NamedTuple):
+    """One call. `roles` None: open to everyone."""
+
+    method: str
+    path: str
+    handler: Handler
+    roles: Collection[str] | None
+
+
+class PurchaseBody(msgspec.Struct, forbid_unknown_fields=True):
+    """How many credits: as text, or as a JSON number, which is read as a decimal too."""
+
+    credits: Decimal
+
+
+class PaymentsApi:
+    """Without a till the calls are there and say that nothing is sold."""
+
+    def __init__(self, till: Till | None, who: Callable[[web.Request], str]) -> None:
+        """`who`: what the journal calls the caller of a request."""
+        self._till = till
+        self._who = who
+
+    def calls(self) -> list[Call]:
+        """All calls, with the roles that may make them."""
+        purchases = "/v1/orgs/{org}/purchases"
+        calls = [
+            Call("GET", "/v1/payments", self.offer, _SEE),
+            Call("POST", purchases, self.buy, _BUY),
+            Call("GET", purchases, self.orders, _SEE),
+            Call("GET", purchases + "/{order}", self.order, _SEE),
+            Call("POST", "/v1/payments/stripe", self.webhook, None),
+            Call("GET", "/console/payments/{org}/{order}", self.page, None),
+        ]
+        return calls if self._till is not None else [call._replace(handler=_not_sold) for call in calls]
+
+    @property
+    def till(self) -> Till:
+        assert self._till is not None, "the calls are only made with a till"
+        return self._till
+
+    async def offer(self, request: web.Request) -> web.Response:
+        """What is sold, and at which price."""
+        return _answer(offer_shape(self.till.settings))
+
+    async def buy(self, request: web.Request) -> web.Response:
+        """The same key answers with the same order, for ever."""
+        key = request.headers.get("Idempotency-Key", "")
+        if not 0 < len(key) <= _KEY_MAX or not key.isprintable():
+            raise web.HTTPBadRequest(text=f"An Idempotency-Key header of 1 to {_KEY_MAX} characters is needed.")
+        body = await _read(request, _BODY_MAX)
+        try:
+            micro = parse_credits(str(msgspec.json.decode(body, type=PurchaseBody).credits), "credits")
+        except (msgspec.ValidationError, AmountError) as error:
+            raise InvalidRequest(str(error)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise web.HTTPBadRequest(text=f"The body is not JSON: {error}") from None
+        try:
+            order = await self.till.order(request.match_info["org"], micro, key, self._who(request))
+        except ProviderUnavailable as error:
+            text = f"{error}. Nothing was paid; try again with the same Idempotency-Key."
+            raise web.HTTPBadGateway(text=text) from error
+        return _answer(order_shape(order), 201)
+
+    async def orders(self, request: web.Request) -> web.Response:
+        """All orders of an org, the newest first."""
+        limit, cursor = _paging(request)
+        orders = await self.till.purchases.orders(request.match_info["org"])
+        if cursor:
+            places = [number for number, order in enumerate(orders) if order.id == cursor]
+            if not places:
+                raise InvalidRequest(f"cursor: {cursor!r:.60} is not one that was given here")
+            orders = orders[places[0] + 1 :]
+        page = orders[:limit]
+        return _answer(
+            {"items": [order_shape(order) for order in page], "next": page[-1].id if len(orders) > limit else None}
+        )
+
+    async def order(self, request: web.Request) -> web.Response:
+        """One order."""
+        order = await self.till.purchases.get(request.match_info["org"], request.match_info["order"])
+        if order is None:
+            raise web.HTTPNotFound
+        return _answer(order_shape(order))
+
+    async def webhook(self, request: web.Request) -> web.Response:
+        """Answers 200 once what is said is on the ledger's disk, also where it was known or is about something else.
+
+        400 for a signature that does not hold; 5xx has the provider say it again later.
+        """
+        body = await _read(request, _WEBHOOK_MAX)
+        try:
+            news = self.till.provider.read_webhook(body, request.headers.get("Stripe-Signature", ""))
+            results = [await self.till.take(one) for one in news]
+        except BadSignature as error:
+            raise web.HTTPBadRequest(text=str(error)) from None
+        except ProviderUnavailable as error:
+            raise web.HTTPBadGateway(text=str(error)) from error
+        return _answer({"received": True, "results": results})
+
+    async def page(self, request: web.Request) -> web.Response:
+        """Where the buyer comes back to: waits for the webhook, and says so."""
+        order = await self.till.purchases.get(request.match_info["org"], request.match_info["order"])
+        if order is None:
+            return _page("There is no such order.", 404)
+        if order.state == "paid":
+            return _page(f"Thank you: {order.credits} credits are in the account of org {order.org}.")
+        if order.state in ("expired", "failed"):
+            return _page(f"Order {order.id} was not paid, and nothing was charged to your card.")
+        if "cancelled" in request.query:
+            back = f'<a href="{html.escape(order.url)}">Pay now</a>' if order.url else ""
+            return _page(f"Order {order.id} is not paid yet.", more=back)
+        waiting = (
+            f"Waiting for the payment of {order.credits} credits to be confirmed. This page looks again by itself."
+        )
+        return _page(waiting, refresh=True)
+
+
+def order_shape(order: Order) -> dict[str, Any]:
+    """An order; `amount` in the currency, `returned`: credits taken back by refunds and disputes."""
+    return {
+        "id": order.id,
+        "org": order.org,
+        "credits": order.credits,
+        "amount": format_decimal(order.amount, minor_digits(order.currency)),
+        "currency": order.currency,
+        "state": order.state,
+        "checkout_url": order.url if order.state == "open" else None,
+        "expires_at": format_time(order.expires_us) if order.expires_us else None,
+        "created_at": format_time(order.created_us),
+        "paid_at": format_time(order.paid_us) if order.paid_us else None,
+        "payments": list(order.payments),
+        "returned": format_micro(order.returned),
+        "who": order.who,
+    }
+
+
+def offer_shape(terms: Payments) -> dict[str, Any]:
+    """What is sold; prices are in the currency."""
+    digits = minor_digits(terms.currency)
+    return {
+        "currency": terms.currency,
+        "price_per_credit": format_decimal(int(terms.price_per_credit.scaleb(PRICE_DIGITS)), PRICE_DIGITS),
+        "minimum_credits": format_micro(terms.minimum_micro),
+        "maximum_credits": format_micro(terms.maximum_micro),
+        "packages": [
+            {
+                "credits": format_micro(package.credits_micro),
+                "price": format_decimal(terms.price_of(package.credits_micro), digits),
+            }
+            for package in terms.packages
+        ],
+    }
+
+
+async def _not_sold(request: web.Request) -> web.Response:
+    raise web.HTTPNotImplemented(text=NOT_SOLD)
+
+
+async def _read(request: web.Request, most: int) -> bytes:
+    data = bytearray()
+    async for chunk in request.content.iter_any():
+        data += chunk
+        if len(data) > most:
+            raise web.HTTPRequestEntityTooLarge(max_size=most, actual_size=len(data))
+    return bytes(data)
+
+
+def _paging(request: web.Request) -> tuple[int, str | None]:
+    text = request.query.get("limit", "100")
+    if not text.isascii() or not text.isdigit() or len(text) > 4 or not 1 <= int(text) <= 1000:
+        raise InvalidRequest(f"limit: {text!r:.40} is not a number from 1 to 1000")
+    return int(text), request.query.get("cursor") or None
+
+
+def _answer(shape: Any, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(shape), status=status, content_type="application/json")
+
+
+def _page(said: str, status: int = 200, *, more: str = "", refresh: bool = False) -> web.Response:
+    again = '<meta http-equiv="refresh" content="3">' if refresh else ""
+    text = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Payment</title>'
+        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
+        f'{again}</head><body><main><h1>Payment</h1><p role="status">{html.escape(said)}</p>{more}</main></body></html>'
+    )
+    headers = {
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'",
+        "Cache-Control": "no-store",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return web.Response(text=text, status=status, content_type="text/html", headers=headers)

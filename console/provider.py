@@ -1,0 +1,93 @@
+"""What a payment provider has to do, and the news it brings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ledger.errors import CreditsError
+from ledger.purchases import Order, Paid
+
+
+class ProviderUnavailable(CreditsError):
+    """The payment provider cannot be reached, or does not do what it is asked; a retry is safe."""
+
+
+class BadSignature(CreditsError):
+    """A webhook that the provider did not sign, or signed too long ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """Where an order is paid: the provider's page, until it expires."""
+
+    session: str
+    url: str
+    expires_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """News: an order's page is done with: `pending`, `expired` or `failed`."""
+
+    org: str
+    order: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """News: a refund or dispute of a payment, as `ledger.purchases.Reversal`; of which order, the payment says."""
+
+    payment: str
+    id: str
+    kind: str
+    rank: int
+    amount: int
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class LookAt:
+    """News: something was refunded of a payment, the provider says what when asked."""
+
+    payment: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """News that cannot be read; `what` names them."""
+
+    what: str
+
+
+News = Paid | Closed | Returned | LookAt | Unusable
+
+
+class Provider(Protocol):
+    """Takes payments. Every call may raise ProviderUnavailable."""
+
+    async def checkout(self, order: Order, back_url: str) -> Checkout:
+        """A page to pay an order on, the same one when asked again within a day."""
+        ...
+
+    def read_webhook(self, body: bytes, signature: str) -> Sequence[News]:
+        """News in a webhook, none where it is about something else. Raises: BadSignature."""
+        ...
+
+    async def news_since(self, us: int) -> Sequence[News]:
+        """Everything about checkouts, refunds and disputes that were made since an instant."""
+        ...
+
+    async def returns_of(self, payment: str) -> Sequence[Returned]:
+        """The refunds of a payment."""
+        ...
+
+    async def place_of(self, payment: str) -> tuple[str, str] | None:
+        """(org, order) of a payment; None where it is of something else."""
+        ...
+
+    async def close(self) -> None:
+        """Ends its connections."""
+        ...

@@ -1,0 +1,378 @@
+"""Buying over HTTP, with Stripe's official library against a stand-in: what is paid is credited, once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from config.payments import Package, Payments
+from config.settings import Settings
+from config.values import Secret
+from console.payments import Till
+from console.payments_api import PaymentsApi
+from console.provider import ProviderUnavailable
+from console.reconcile import Reconciler
+from console.stripe_provider import StripeProvider
+from enforcer.access import Route, token_of
+from enforcer.app import build_app
+from ledger.connect import Client
+from ledger.purchases import Purchases
+from ledger.store import Ledger
+from ledger.verify import verify
+from tests.standins.faults import Fault
+from tests.standins.stripe_api import DECLINED_CARD, GOOD_CARD, KEY, SECRET, StripeApi
+
+pytestmark = pytest.mark.redis
+T0 = 1_795_000_000_000_000
+SETTINGS = Settings(path=Path("settings.yaml"), sources=())
+
+
+@dataclass
+class Shop:
+    """Both sides: our API with tokens of every role, and Stripe."""
+
+    http: TestClient[Any, Any]
+    stripe: StripeApi
+    ledger: Ledger
+    till: Till
+    reconciler: Reconciler
+    tokens: dict[str, str]
+
+    async def call(
+        self, method: str, path: str, body: object = None, role: str | None = "owner", **headers: str
+    ) -> tuple[int, Any]:
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        if role is not None:
+            given["Authorization"] = f"Bearer {self.tokens[role]}"
+        data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        async with self.http.request(method, path, data=data, headers=given) as response:
+            if response.status >= 400:
+                assert response.content_type == "application/problem+json", await response.text()
+                return response.status, json.loads(await response.read())
+            return response.status, await response.json()
+
+    async def buy(self, credits_: str = "100", key: str = "k", org: str = "acme", role: str = "owner") -> Any:
+        path = f"/v1/orgs/{org}/purchases"
+        status, order = await self.call("POST", path, {"credits": credits_}, role, Idempotency_Key=key)
+        assert status == 201, order
+        return order
+
+    def session_of(self, order: Any) -> str:
+        return str(order["checkout_url"].rpartition("/")[2])
+
+    async def balance(self) -> str:
+        status, shape = await self.call("GET", "/v1/orgs/acme/balance")
+        return "0" if status == 404 else str(shape["available"])
+
+    async def state(self, order: Any) -> str:
+        return str((await self.call("GET", f"/v1/orgs/acme/purchases/{order['id']}"))[1]["state"])
+
+
+@asynccontextmanager
+async def open_shop(client: Client, **terms: Any) -> AsyncIterator[Shop]:
+    ledger = Ledger(client, T0)
+    tokens = {}
+    for role, org in (("admin", None), ("owner", "acme"), ("viewer", "acme"), ("scheduler", None), ("other", "globex")):
+        _, tokens[role] = await ledger.tokens.create("owner" if role == "other" else role, org)
+    stripe_api = StripeApi()
+    async with stripe_api.serve() as url:
+        payments = Payments(
+            secret_key=Secret(KEY), webhook_secret=Secret(SECRET), public_url="https://credits.example.com/",
+            price_per_credit=Decimal("0.05"), packages=(Package(credits_micro=1_000_000_000, price=Decimal(40)),),
+            api_base=url, timeout_seconds=2, **terms,
+        )  # fmt: skip
+        provider = StripeProvider(payments)
+        till = Till(payments, Purchases(client, ledger.scripts, refunds=payments.refunds), provider)
+        api = PaymentsApi(till, lambda request: token_of(request).who)
+        app = build_app(ledger, SETTINGS, more=[Route(*call) for call in api.calls()])
+        async with TestClient(TestServer(app)) as http:
+            stripe_api.hook = str(http.make_url("/v1/payments/stripe"))
+            yield Shop(http, stripe_api, ledger, till, Reconciler(ledger, till), tokens)
+        await provider.close()
+
+
+@pytest.fixture
+async def shop(client: Client) -> AsyncIterator[Shop]:
+    async with open_shop(client) as shop:
+        yield shop
+        report = await verify(shop.ledger)
+        assert report["ok"], report["differences"]
+
+
+async def test_a_purchase_from_the_order_to_the_credits(shop: Shop) -> None:
+    order = await shop.buy()
+    assert {k: order[k] for k in ("org", "credits", "amount", "currency", "state", "paid_at", "payments")} == {
+        "org": "acme", "credits": "100", "amount": "5", "currency": "usd", "state": "open", "paid_at": None,
+        "payments": [],
+    }  # fmt: skip
+    assert await shop.buy() == order
+    assert len(shop.stripe.sessions) == 1
+    shop.stripe.deliveries = 3
+    payment = shop.stripe.pay(shop.session_of(order))
+    await shop.stripe.settle()
+    assert shop.stripe.answers == [200, 200, 200]
+    assert await shop.balance() == "100"
+    _, listed = await shop.call("GET", "/v1/orgs/acme/purchases", role="viewer")
+    (found,) = listed["items"]
+    assert (found["state"], found["payments"], found["checkout_url"]) == ("paid", [payment], None)
+    _, journal = await shop.call("GET", "/v1/orgs/acme/journal")
+    assert [entry["type"] for entry in journal["items"]] == ["order", "grant"]
+    assert journal["items"][1]["payment"] == payment
+
+
+async def test_the_buyer_pays_on_the_page_and_comes_back(shop: Shop) -> None:
+    order = await shop.buy("1000")
+    assert order["amount"] == "40"  # the package's price
+    page = order["checkout_url"]
+    async with shop.http.session.post(page, data={"card": DECLINED_CARD}) as response:
+        assert response.status == 402
+    assert await shop.state(order) == "open"
+    shop.stripe.hook, hook = "", shop.stripe.hook
+    async with shop.http.session.post(page, data={"card": GOOD_CARD}, allow_redirects=False) as response:
+        back = response.headers["Location"].removeprefix("https://credits.example.com")
+    async with shop.http.get(back) as response:
+        text = await response.text()
+        assert "Waiting" in text
+        assert "refresh" in text
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+    shop.stripe.hook = hook
+    assert await shop.stripe.deliver(shop.stripe.events[0]) == 200
+    async with shop.http.get(back) as response:
+        assert "1000 credits are in the account" in await response.text()
+    async with shop.http.get(back + "0") as response:
+        assert response.status == 404
+
+
+async def test_webhooks_that_stripe_did_not_sign_move_nothing(shop: Shop) -> None:
+    order = await shop.buy()
+    shop.stripe.hook, hook = "", shop.stripe.hook
+    shop.stripe.pay(shop.session_of(order))
+    (event,) = shop.stripe.events
+    shop.stripe.hook = hook
+    assert await shop.stripe.deliver(event, secret="whsec_other") == 400
+    assert await shop.stripe.deliver(event, age=301) == 400
+    changed = json.dumps(event).replace('"amount_total": 500', '"amount_total": 5').encode()
+    assert await shop.stripe.deliver(event, body=changed) == 400
+    for headers in ({}, {"Stripe_Signature": "t=1,v1=0"}, {"Stripe_Signature": "é"}, {"Stripe_Signature": "t=x"}):
+        status, _ = await shop.call("POST", "/v1/payments/stripe", json.dumps(event).encode(), None, **headers)
+        assert status == 400
+    assert (await shop.call("POST", "/v1/payments/stripe", b"x" * 600_000, None))[0] == 413
+    assert await shop.balance() == "0"
+    assert await shop.stripe.deliver(event, age=299) == 200
+    assert await shop.balance() == "100"
+
+
+async def test_events_about_something_else_are_answered_and_ignored(shop: Shop) -> None:
+    shop.stripe.payments["pi_else"] = {"id": "pi_else", "object": "payment_intent", "metadata": {}, "amount": 5}
+    for about, thing in (
+        ("customer.created", {"id": "cus_1"}),
+        ("balance.available", {"object": "balance"}),
+        ("checkout.session.completed", {"id": "cs_2", "status": "complete", "payment_status": "paid"}),
+        ("refund.created", {"id": "re_2", "amount": 5, "currency": "usd", "payment_intent": "pi_else"}),
+        ("refund.created", {"id": "re_3", "amount": 5, "currency": "usd", "payment_intent": None}),
+        ("refund.created", {"id": "re_4", "amount": "five"}),
+    ):
+        assert await shop.stripe.deliver({"id": "evt_1", "type": about, "data": {"object": thing}}) == 200
+    assert await shop.till.purchases.refusals() == {"unreadable": 1}
+
+
+async def test_another_amount_than_ordered_is_not_credited(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    order = await shop.buy()
+    shop.stripe.sessions[shop.session_of(order)]["amount_total"] = 499
+    shop.stripe.pay(shop.session_of(order))
+    await shop.stripe.settle()
+    assert shop.stripe.answers == [200]
+    assert await shop.balance() == "0"
+    assert await shop.till.purchases.refusals() == {"wrong_amount": 1}
+    assert "payment not credited" in caplog.text
+    _, journal = await shop.call("GET", "/v1/orgs/acme/journal", role="admin")
+    assert journal.get("items", [{}])[-1].get("type", "payment_refused") == "payment_refused"
+
+
+async def test_refunds_and_disputes_follow_the_money(shop: Shop) -> None:
+    order = await shop.buy()
+    payment = shop.stripe.pay(shop.session_of(order))
+    await shop.stripe.settle()
+    refund = shop.stripe.refund(payment, 125)
+    await shop.stripe.settle()
+    assert await shop.balance() == "75"
+    shop.stripe.fail_refund(refund)
+    await shop.stripe.settle()
+    assert await shop.balance() == "100"
+    dispute = shop.stripe.dispute(payment)
+    await shop.stripe.settle()
+    assert await shop.balance() == "0"
+    shop.stripe.decide(dispute, "won")
+    await shop.stripe.settle()
+    assert await shop.balance() == "100"
+    assert set(shop.stripe.answers) == {200}
+    found = (await shop.call("GET", f"/v1/orgs/acme/purchases/{order['id']}"))[1]
+    assert (found["state"], found["returned"]) == ("paid", "0")
+
+
+async def test_a_refund_that_comes_before_its_payment(shop: Shop) -> None:
+    order = await shop.buy()
+    shop.stripe.hook, hook = "", shop.stripe.hook
+    payment = shop.stripe.pay(shop.session_of(order))
+    shop.stripe.refund(payment, 200)
+    shop.stripe.hook = hook
+    for event in reversed(shop.stripe.events):
+        assert await shop.stripe.deliver(event) == 200
+    assert await shop.balance() == "60"
+
+
+async def test_a_slow_payment_is_credited_when_it_arrives(shop: Shop) -> None:
+    orders = [await shop.buy(key=key) for key in ("a", "b", "c")]
+    for order in orders[:2]:
+        shop.stripe.pay(shop.session_of(order), slowly=True)
+    await shop.stripe.settle()
+    assert [await shop.state(order) for order in orders] == ["pending", "pending", "open"]
+    shop.stripe.arrive(shop.session_of(orders[0]))
+    shop.stripe.arrive(shop.session_of(orders[1]), fails=True)
+    shop.stripe.expire(shop.session_of(orders[2]))
+    await shop.stripe.settle()
+    assert [await shop.state(order) for order in orders] == ["paid", "failed", "expired"]
+    assert await shop.balance() == "100"
+
+
+async def test_payments_whose_webhook_never_came_are_found(shop: Shop) -> None:
+    shop.stripe.hook = ""
+    orders = [await shop.buy(key=f"k{number}") for number in range(3)]
+    payments = [shop.stripe.pay(shop.session_of(order)) for order in orders]
+    shop.stripe.refund(payments[0])
+    shop.stripe.dispute(payments[1])
+    shop.stripe.faults.add(Fault("/v1/refunds", status=500, times=9))
+    with pytest.raises(ProviderUnavailable, match="Stripe"):
+        await shop.reconciler.once()
+    shop.stripe.faults.coming.clear()
+    assert (await shop.reconciler.once())["credited"] == 3
+    assert await shop.balance() == "100"
+    assert not (await shop.reconciler.once()).keys() - {"known"}
+
+
+async def test_more_than_a_page_of_payments_is_found(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("console.stripe_provider._PAGE", 2)
+    shop.stripe.hook = ""
+    for number in range(5):
+        shop.stripe.pay(shop.session_of(await shop.buy("10", f"k{number}")))
+    assert (await shop.reconciler.once())["credited"] == 5
+    assert await shop.balance() == "50"
+
+
+async def test_stripe_out_of_reach_costs_nothing_and_is_tried_again(shop: Shop) -> None:
+    path, body = "/v1/orgs/acme/purchases", {"credits": "100"}
+    shop.stripe.faults.add(Fault("/v1/checkout/sessions", status=500, times=2))
+    status, problem = await shop.call("POST", path, body, Idempotency_Key="k")
+    assert status == 502
+    assert "same Idempotency-Key" in problem["detail"]
+    order = await shop.buy()
+    assert order["state"] == "open"
+    assert len(shop.stripe.sessions) == 1
+
+
+async def test_the_answer_of_stripe_lost_on_its_way_makes_no_second_page(shop: Shop) -> None:
+    order = await shop.buy()
+    client: Any = shop.ledger.client
+    data = await client.hget("credits:{acme}:purchases", order["id"])
+    fields = {k: v for k, v in json.loads(data).items() if k not in ("state", "session", "url", "expires_us")}
+    await client.hset("credits:{acme}:purchases", order["id"], json.dumps(fields))  # it crashed before it noted it
+    assert await shop.buy() == order
+    assert len(shop.stripe.sessions) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        ({"credits": "100"}, {}, 400),
+        ({"credits": "9.99"}, {"Idempotency_Key": "k"}, 422),
+        ({"credits": "10001"}, {"Idempotency_Key": "k"}, 422),
+        ({"credits": "-100"}, {"Idempotency_Key": "k"}, 422),
+        ({"credits": "NaN"}, {"Idempotency_Key": "k"}, 422),
+        ({"credits": "10.0000001"}, {"Idempotency_Key": "k"}, 422),
+        ({"credits": "100", "price": 1}, {"Idempotency_Key": "k"}, 422),
+        ({}, {"Idempotency_Key": "k"}, 422),
+        (b"{", {"Idempotency_Key": "k"}, 400),
+        (b"x" * 5000, {"Idempotency_Key": "k"}, 413),
+    ],
+)
+async def test_what_cannot_be_bought(shop: Shop, body: Any, headers: dict[str, str], status: int) -> None:
+    assert (await shop.call("POST", "/v1/orgs/acme/purchases", body, **headers))[0] == status
+    assert shop.stripe.sessions == {}
+
+
+async def test_who_may_buy_and_see(shop: Shop) -> None:
+    path = "/v1/orgs/acme/purchases"
+    for role, status in (("viewer", 403), ("scheduler", 403), ("other", 403), (None, 401), ("admin", 201)):
+        said, _ = await shop.call("POST", path, {"credits": "10"}, role, Idempotency_Key=f"{role}")
+        assert said == status, role
+    for role, status in (("viewer", 200), ("scheduler", 403), ("other", 403), (None, 401), ("admin", 200)):
+        assert (await shop.call("GET", path, role=role))[0] == status, role
+    assert (await shop.call("POST", path, {"credits": "11"}, "admin", Idempotency_Key="admin"))[0] == 409
+    assert (await shop.call("GET", "/v1/payments", role="viewer"))[1] == {
+        "currency": "usd", "price_per_credit": "0.05", "minimum_credits": "10", "maximum_credits": "10000",
+        "packages": [{"credits": "1000", "price": "40"}],
+    }  # fmt: skip
+
+
+async def test_lists_are_paged(shop: Shop) -> None:
+    made = [(await shop.buy("10", f"k{number}"))["id"] for number in range(3)]
+    _, first = await shop.call("GET", "/v1/orgs/acme/purchases?limit=2")
+    _, second = await shop.call("GET", f"/v1/orgs/acme/purchases?limit=2&cursor={first['next']}")
+    assert [item["id"] for item in first["items"] + second["items"]] == made[::-1]
+    assert second["next"] is None
+    assert (await shop.call("GET", "/v1/orgs/acme/purchases?cursor=x"))[0] == 422
+
+
+async def test_orders_that_nobody_pays_have_an_end(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("console.payments.UNPAID_MAX", 1)
+    order = await shop.buy()
+    path = "/v1/orgs/acme/purchases"
+    assert (await shop.call("POST", path, {"credits": "10"}, Idempotency_Key="k2"))[0] == 422
+    assert await shop.buy() == order
+    shop.stripe.pay(shop.session_of(order))
+    await shop.stripe.settle()
+    await shop.buy("10", "k2")
+
+
+async def test_without_settings_nothing_is_sold(client: Client) -> None:
+    ledger = Ledger(client, T0)
+    _, token = await ledger.tokens.create("owner", "acme")
+    api = PaymentsApi(None, lambda request: token_of(request).who)
+    async with TestClient(TestServer(build_app(ledger, SETTINGS, more=[Route(*c) for c in api.calls()]))) as http:
+        for method, path in (("POST", "/v1/orgs/acme/purchases"), ("POST", "/v1/payments/stripe")):
+            async with http.request(method, path, headers={"Authorization": f"Bearer {token}"}) as response:
+                assert response.status == 501
+                assert "docs/payments.md" in (await response.json(content_type=None))["detail"]
+
+
+async def test_the_reconciler_goes_on_after_faults(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    shop.stripe.hook = ""
+    shop.stripe.pay(shop.session_of(await shop.buy()))
+    shop.stripe.faults.add(Fault("/v1/checkout/sessions", status=503, times=2))
+    task = asyncio.create_task(shop.reconciler.run(0.02))
+    async with asyncio.timeout(20):
+        while await shop.balance() != "100":  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert "payments were not reconciled" in caplog.text
+
+
+async def test_a_key_that_is_rotated_is_read_anew(client: Client, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("whsec_old\n")
+    async with open_shop(client) as shop:
+        shop.till.provider._settings = replace(shop.till.settings, webhook_secret=Secret(file=secret))  # type: ignore[attr-defined]
+        event = {"id": "evt_1", "type": "ping", "data": {"object": {}}}
+        assert await shop.stripe.deliver(event) == 400
+        secret.write_text(SECRET)
+        assert await shop.stripe.deliver(event) == 200
