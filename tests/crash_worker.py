@@ -95,8 +95,9 @@ async def spend(url: str, seed: int, log: str, directory: str) -> None:
             }
             asked.append(body)
             note(asked=body)
+        began = time.monotonic_ns()
         await give(ledger, body)
-        note(acknowledged=body["key"], log_size=newest_log(Path(directory)).stat().st_size, at=time.monotonic_ns())
+        note(acknowledged=body["key"], log_size=newest_log(Path(directory)).stat().st_size, since=began)
 
     async def admit(ledger: Ledger) -> None:
         org = rng.choice(ORGS)
