@@ -5,26 +5,31 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from cli.payments import taking_payments
 from config.payments import Package, Payments
-from config.settings import Settings
-from config.values import Secret
+from config.settings import EnforcerSettings, RedisSettings, Settings
+from config.values import Address, Secret
 from console.payments import Till
 from console.payments_api import PaymentsApi
 from console.provider import ProviderUnavailable
 from console.reconcile import Reconciler
 from console.stripe_provider import StripeProvider
 from enforcer.access import Route, token_of
-from enforcer.app import build_app
-from ledger.connect import Client
+from enforcer.app import build_app, enforcing
+from ledger.connect import Client, connect
+from ledger.errors import LedgerUnavailable
 from ledger.purchases import Purchases
 from ledger.store import Ledger
 from ledger.verify import verify
@@ -376,3 +381,139 @@ async def test_a_key_that_is_rotated_is_read_anew(client: Client, tmp_path: Path
         assert await shop.stripe.deliver(event) == 400
         secret.write_text(SECRET)
         assert await shop.stripe.deliver(event) == 200
+
+
+class Stumbling(Purchases):
+    """Its writes fail when told, before they are sent or with the answer lost."""
+
+    crash = ""
+
+    async def _commit(self, *arguments: Any, **named: Any) -> str:
+        crash, self.crash = self.crash, ""
+        if crash == "before":
+            raise LedgerUnavailable
+        said = await super()._commit(*arguments, **named)
+        if crash == "after":
+            raise LedgerUnavailable
+        return said
+
+
+ACTS = ["order", "pay", "pay slowly", "arrive", "fail", "refund", "refund fails", "dispute", "won", "lost", "deliver",
+        "deliver twice", "forge", "replay late", "crash", "reconcile"]  # fmt: skip
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+async def test_whatever_happens_credits_are_paid_less_returned(data: st.DataObject, valkey_url: str) -> None:
+    async with connect(valkey_url, None) as client:
+        await client.flushall()
+        async with open_shop(client) as shop:
+            shop.ledger.scripts.purchase.durably = shop.ledger.scripts.purchase.__call__  # type: ignore[method-assign]
+            purchases = shop.till.purchases = Stumbling(client, shop.ledger.scripts)
+            shop.stripe.attempts = 0  # the test delivers
+            orders: list[Any] = []
+            for act in data.draw(st.lists(st.sampled_from(ACTS), max_size=40), "acts"):
+                await _act(shop, data, act, orders, purchases)
+            purchases.crash = ""
+            await Reconciler(shop.ledger, shop.till).once()
+            expected = sum(_expected(shop, payment) for payment in shop.stripe.payments.values())
+            balances = await shop.ledger.accounts.balances()
+            assert sum(balance.left_micro for balance in balances) == expected
+            report = await verify(shop.ledger)
+            assert report["ok"], report["differences"]
+
+
+async def _act(shop: Shop, data: st.DataObject, act: str, orders: list[Any], purchases: Stumbling) -> None:
+    api = shop.stripe
+
+    def one(things: list[Any]) -> Any:
+        return data.draw(st.sampled_from(things)) if things else None
+
+    if act == "order":
+        body = {"credits": f"{data.draw(st.integers(10, 99))}.123457"}
+        path, key = "/v1/orgs/acme/purchases", f"k{len(orders)}"
+        status = 503
+        while status == 503:  # the buyer asks again
+            status, order = await shop.call("POST", path, body, Idempotency_Key=key)
+        assert status == 201
+        orders.append(order)
+    elif act.startswith("pay"):
+        if session := one([i for i, s in api.sessions.items() if s["status"] == "open"]):
+            api.pay(session, slowly=act == "pay slowly")
+    elif act in ("arrive", "fail"):
+        waiting = [i for i, s in api.sessions.items() if s["status"] == "complete" and s["payment_status"] == "unpaid"]
+        waiting = [i for i in waiting if api.payments[api.sessions[i]["payment_intent"]]["status"] == "processing"]
+        if session := one(waiting):
+            api.payments[api.sessions[session]["payment_intent"]]["status"] = (
+                "canceled" if act == "fail" else "succeeded"
+            )
+            api.arrive(session, fails=act == "fail")
+    elif act == "refund":
+        if payment := one([p for p in api.payments.values() if p["status"] == "succeeded" and _left(api, p) > 0]):
+            api.refund(payment["id"], data.draw(st.integers(1, _left(api, payment))))
+    elif act == "refund fails":
+        if refund := one([i for i, r in api.refunds.items() if r["status"] == "succeeded"]):
+            api.fail_refund(refund)
+    elif act == "dispute":
+        disputed = {d["payment_intent"] for d in api.disputes.values()}
+        if payment := one([i for i, p in api.payments.items() if p["status"] == "succeeded" and i not in disputed]):
+            api.dispute(payment)
+    elif act in ("won", "lost"):
+        if dispute := one([i for i, d in api.disputes.items() if d["status"] == "needs_response"]):
+            api.decide(dispute, act)
+    elif act == "crash":
+        purchases.crash = data.draw(st.sampled_from(["before", "after"]))
+    elif act == "reconcile":
+        with suppress(LedgerUnavailable):
+            await Reconciler(shop.ledger, shop.till).once()
+    elif event := one(api.events):
+        if act == "forge":
+            assert await api.deliver(event, secret="whsec_forged") == 400
+        elif act == "replay late":
+            assert await api.deliver(event, age=3600) == 400
+        else:
+            statuses = await asyncio.gather(*(api.deliver(event) for _ in range(1 + (act == "deliver twice"))))
+            assert set(statuses) <= {200, 503}
+
+
+def _left(api: StripeApi, payment: Any) -> int:
+    returned = [r for r in api.refunds.values() if r["payment_intent"] == payment["id"] and r["status"] == "succeeded"]
+    return int(payment["amount"]) - sum(int(r["amount"]) for r in returned)
+
+
+def _expected(shop: Shop, payment: Any) -> int:
+    if payment["status"] != "succeeded":
+        return 0
+    returned = int(payment["amount"]) - _left(shop.stripe, payment)
+    disputes = [d for d in shop.stripe.disputes.values() if d["payment_intent"] == payment["id"]]
+    returned += sum(int(d["amount"]) for d in disputes if d["status"] != "won")
+    (session,) = (s for s in shop.stripe.sessions.values() if s["payment_intent"] == payment["id"])
+    micro = int(Decimal(session["_name"].split()[0]) * 1_000_000)
+    return micro - micro * min(int(payment["amount"]), returned) // int(payment["amount"])
+
+
+async def test_an_enforcer_with_payments_sells_and_asks_for_lost_webhooks(client: Client, valkey_url: str) -> None:
+    _, token = await Ledger(client, T0).tokens.create("owner", "acme")
+    stripe_api = StripeApi()
+    async with stripe_api.serve() as url:
+        payments = Payments(
+            secret_key=Secret(KEY), webhook_secret=Secret(SECRET), public_url="https://x", api_base=url,
+            price_per_credit=Decimal(1), reconcile_seconds=0.1,
+        )  # fmt: skip
+        given_settings = replace(
+            SETTINGS, payments=payments, redis=RedisSettings(url=valkey_url),
+            enforcer=EnforcerSettings(listen=Address("127.0.0.1", 0)),
+        )  # fmt: skip
+        async with (
+            taking_payments(given_settings) as more,
+            enforcing(given_settings, None, more) as at,
+            aiohttp.ClientSession(at, headers={"Authorization": f"Bearer {token}"}) as http,
+        ):
+            path, key = "/v1/orgs/acme/purchases", {"Idempotency-Key": "k"}
+            async with http.post(path, json={"credits": "10"}, headers=key) as response:
+                order = await response.json()
+            stripe_api.pay(order["checkout_url"].rpartition("/")[2])
+            async with asyncio.timeout(20):
+                while order["state"] != "paid":
+                    async with http.get(f"{path}/{order['id']}") as response:
+                        order = await response.json()
