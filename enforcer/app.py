@@ -19,6 +19,7 @@ from enforcer.admission.kubernetes import KubernetesApi
 from enforcer.admission.slurm import SlurmApi
 from enforcer.bodies import answer
 from enforcer.metrics import EnforcerMetrics
+from enforcer.openapi import openapi_route
 from enforcer.orgs import OrgsApi
 from enforcer.problems import problems
 from enforcer.reaper import reaping
@@ -57,6 +58,7 @@ def build_app(
         Route("GET", "/-/ready", _ready, None),
         *more,
     ]
+    routes.append(openapi_route(list(routes)))
     for route in routes:
         app.router.add_route(
             route.method, route.path, guarded(route, ledger.tokens, settings.admission.decision_seconds)
