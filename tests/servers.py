@@ -52,13 +52,18 @@ def wait_until(condition: Callable[[], object], seconds: float = 15.0, what: str
         time.sleep(0.005)
 
 
+def tied(*command: str) -> list[str]:
+    """The arguments that start a program, given by its path, which dies with this process."""
+    return [sys.executable, "-I", "-S", "-c", _TIED_TO_PARENT, str(os.getpid()), *command]
+
+
 class TiedProcess:
     """A child process that dies with this one."""
 
     def __init__(self, *command: str, cwd: Path | None = None, log: Path | None = None) -> None:
         with (log or Path("/dev/null")).open("ab") as output:
             self._popen = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _TIED_TO_PARENT, str(os.getpid()), *command],
+                tied(*command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

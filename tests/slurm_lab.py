@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.servers import tied
+
 CLUSTER = "lab"
 USERS = ("alice", "bob")
 PACKAGES = "slurmctld slurmd slurm-client munge slurmdbd mariadb-server lua-socket"
@@ -278,9 +280,12 @@ class SlurmLab:
     # Parts
 
     def _spawn(self, name: str, *argv: str) -> None:
+        program = shutil.which(argv[0], path=self.env.get("PATH"))
+        if program is None:
+            raise FileNotFoundError(argv[0])
         with (self.log_dir / f"{name}.out").open("ab") as out:
             self._daemons[name] = subprocess.Popen(
-                argv, env=self.env, cwd="/", stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                tied(program, *argv[1:]), env=self.env, cwd="/", stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
 
     def _running(self, name: str) -> bool:
