@@ -83,7 +83,7 @@ class Chaos:
         while self.kills.total() < kills:
             await asyncio.sleep(self.rng.random() * self.rng.choice([0.005, 0.02, 0.08]))  # the random moment itself
             self._kill(cuts)
-        wait_until(self._exporters_are_done, 60, "the exporters' end")
+        wait_until(self._exporters_are_done, 120, "the exporters' end")
         self.nursery.kill9(self._customer)
 
     def _kill(self, cuts: bool) -> None:
