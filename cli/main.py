@@ -33,7 +33,7 @@ for family in (services, accounts, admission, reports, billing, tokens, tools, t
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit code."""
-    code = _run(arguments)
+    code = run_command(arguments)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def _run(arguments: list[str] | None) -> int:
+def run_command(arguments: list[str] | None) -> int:
+    """Run one command, say what goes wrong, and give its exit code."""
     try:
         result = commands.main(arguments, prog_name="credits", standalone_mode=False)
     except click.Abort:

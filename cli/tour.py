@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,11 +49,12 @@ def demo() -> None:
         stack.callback(_wait_for_end, directory / "var")
         tour = _Tour(directory, now_us() // 1_000_000 * 1_000_000)
         stack.enter_context(open_embedded(directory / "var"))  # so that the commands need not start it each time
+        stack.enter_context(chdir(directory))
         tour.go()
 
 
 class _Tour:
-    """Runs real commands in a directory of its own and shows what they say."""
+    """Runs the commands themselves in a directory of its own."""
 
     def __init__(self, directory: Path, now: int) -> None:
         self._directory = directory
@@ -122,19 +123,15 @@ class _Tour:
             click.echo(click.style(f"# {line}", fg="cyan"))
 
     def _run(self, *arguments: str, ok: int = 0, quiet: bool = False) -> None:
+        from cli.main import run_command
+
         if not quiet:
             click.echo(click.style(f"$ credits {shlex.join(arguments)}", bold=True))
-        done = subprocess.run(
-            [sys.executable, "-m", "cli.main", "--config", "config/settings.yaml", *arguments],
-            cwd=self._directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode != ok:
-            raise CreditsError(f"`credits {shlex.join(arguments)}` ended with {done.returncode}: {done.stderr.strip()}")
-        if not quiet:
-            click.echo(done.stdout + done.stderr, nl=False)
+        sys.stdout.flush()
+        with redirect_stdout(io.StringIO()) if quiet else nullcontext():
+            code = run_command(["--config", "config/settings.yaml", *arguments])
+        if code != ok:
+            raise CreditsError(f"`credits {shlex.join(arguments)}` ended with {code}")
 
     def _snapshot(self, taken: int, workloads: list[dict[str, Any]], storage: list[dict[str, Any]]) -> None:
         document = {"cluster": "default", "taken_at": format_time(taken), "workloads": workloads, "storage": storage}
