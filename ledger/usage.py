@@ -249,12 +249,18 @@ class _Org:
         self._rows = rows
         self._reader = OrgReader(ledger, org)
         self._by_workload = "workload" in query.group_by
+        self._names: dict[int, dict[str, str]] = {}
         self._numbers: list[int] = []
 
     async def add(self) -> None:
         reader = self._reader
         await reader.open()
-        self._numbers = [number for number, row in enumerate(reader.rows) if self._query.takes(self._org, row)]
+        self._names = {
+            number: self._names_of(row, None)
+            for number, row in enumerate(reader.rows)
+            if self._query.takes(self._org, row)
+        }
+        self._numbers = list(self._names)
         if not self._numbers:
             return
         parts, cuts = [], []
@@ -322,18 +328,23 @@ class _Org:
                     rest.sums[US] -= settled[1] - before[1]
 
     def _sink(self, index: int, *, refunds: bool = False) -> Sink:
+        asked = self._names
+
         def sums_of(number: int) -> Sums | None:
-            if number >= len(self._reader.rows):
-                return None  # newer than the rows
-            row = self._reader.rows[number]
-            return self._row(index, row, None).sums if self._query.takes(self._org, row) else None
+            names = asked.get(number)  # none of a row that is not asked for, or newer than the rows
+            return None if names is None else self._row_of(index, names, None).sums
 
         return Sink(sums_of, refunds=refunds)
 
     def _row(self, index: int, facts: Row, run: Run | None) -> UsageRow:
-        at_us = self._pieces[index][0]
+        return self._row_of(index, self._names_of(facts, run), run)
+
+    def _names_of(self, facts: Row, run: Run | None) -> dict[str, str]:
         every = {"org": self._org, "workload": run.id if run else "", **facts._asdict()}
-        names = {name: every[name] for name in self._query.group_by}
+        return {name: every[name] for name in self._query.group_by}
+
+    def _row_of(self, index: int, names: dict[str, str], run: Run | None) -> UsageRow:
+        at_us = self._pieces[index][0]
         key: Key = (at_us or 0, *names.values())
         if self._by_workload:
             key += ("", "", -1, "") if run is None else (run.cluster, run.kind, run.key[2] or 0, run.id)
