@@ -123,13 +123,15 @@ class _Tour:
             click.echo(click.style(f"# {line}", fg="cyan"))
 
     def _run(self, *arguments: str, ok: int = 0, quiet: bool = False) -> None:
-        from cli.main import run_command
+        from cli.main import INTERRUPTED, run_command
 
         if not quiet:
             click.echo(click.style(f"$ credits {shlex.join(arguments)}", bold=True))
         sys.stdout.flush()
         with redirect_stdout(io.StringIO()) if quiet else nullcontext():
             code = run_command(["--config", "config/settings.yaml", *arguments])
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         if code != ok:
             raise CreditsError(f"`credits {shlex.join(arguments)}` ended with {code}")
 
