@@ -106,7 +106,10 @@ def serve(pods: int, address: Any) -> None:
                         b'{"type":"MODIFIED","object":' + make_pod((step * 100 + n) % pods, 2 + step * 100 + n) + b"}\n"
                         for n in range(RATE // 10)
                     )
-                    await response.write(lines)
+                    try:
+                        await response.write(lines)
+                    except ConnectionResetError:
+                        return response  # it was measured
                     await asyncio.sleep(max(0.0, begun + (step + 1) / 10 - asyncio.get_running_loop().time()))
             await asyncio.Event().wait()
         first = int(request.query.get("continue") or 0)
