@@ -285,7 +285,13 @@ class SlurmLab:
             raise FileNotFoundError(argv[0])
         with (self.log_dir / f"{name}.out").open("ab") as out:
             self._daemons[name] = subprocess.Popen(
-                tied(program, *argv[1:]), env=self.env, cwd="/", stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                tied(program, *argv[1:]),
+                env=self.env,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
 
     def _running(self, name: str) -> bool:
