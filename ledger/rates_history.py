@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 
 import msgspec
 
@@ -68,15 +69,57 @@ def nano_of(table: RateTable, kind: str, resource: str, app: str, bills_app: boo
     return None if base is None else base + (own or 0)
 
 
-def splice(history: RatePlan | None, plan: RatePlan, cut_us: int) -> RatePlan:
-    """`history` before `cut_us`, `plan` from there on: rates are never changed for time that is charged."""
-    if history is None:
-        return plan
-    steps = [step for step in history.steps if step[0] < cut_us]
-    if not steps or steps[-1][1] != plan.at(cut_us):
-        steps.append((cut_us if steps else 0, plan.at(cut_us)))
-    steps.extend(step for step in plan.steps if step[0] > cut_us)
-    return RatePlan(plan.cluster, tuple(steps))
+def splice(history: RatePlan, plan: RatePlan, charged_us: int, now_us: int) -> RatePlan:
+    """`history`, with `plan` in force from now on.
+
+    Time that is charged keeps its rates. In the time since, which is not charged yet, only what `plan` dates there
+    changes, at its date: a step first read after its date still counts from then.
+    """
+    cut = max(now_us, charged_us)
+    steps = [step for step in history.steps if step[0] < cut]
+    for (_, before), (since, table) in pairwise(plan.steps):
+        if charged_us <= since < cut:
+            changed = _overlay(before, table)
+            in_force = RatePlan(plan.cluster, tuple(steps)).at(since)
+            steps = [step for step in steps if step[0] < since] + [
+                (at, _laid_over(under, changed))
+                for at, under in [(since, in_force), *(step for step in steps if step[0] > since)]
+            ]
+    if not steps or steps[-1][1] != plan.at(cut):
+        steps.append((cut if steps else 0, plan.at(cut)))
+    steps.extend(step for step in plan.steps if step[0] > cut)
+    merged = [step for n, step in enumerate(steps) if n == 0 or step[1] != steps[n - 1][1]]
+    return RatePlan(plan.cluster, tuple(merged))
+
+
+def first_difference(one: RatePlan, other: RatePlan) -> int | None:
+    """The first instant from which two plans differ, None where they never do."""
+    for at in sorted({since for since, _ in (*one.steps, *other.steps)}):
+        if one.at(at) != other.at(at):
+            return at
+    return None
+
+
+def _overlay(before: RateTable, table: RateTable) -> RateTable:
+    """What a step changes."""
+
+    def changed(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, int]:
+        return {name: nano for name, nano in new.items() if old.get(name) != nano}
+
+    return RateTable(
+        changed(before.presets, table.presets),
+        changed(before.apps, table.apps),
+        changed(before.storage, table.storage),
+    )
+
+
+def _laid_over(table: RateTable, over: RateTable) -> RateTable:
+    return RateTable(
+        {**table.presets, **over.presets},
+        {**table.apps, **over.apps},
+        {**table.storage, **over.storage},
+        table.unpriced,
+    )
 
 
 class _Table(msgspec.Struct):

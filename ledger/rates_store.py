@@ -12,7 +12,7 @@ from ledger.connect import Client, again
 from ledger.errors import LedgerDamaged
 from ledger.lua import Scripts, text
 from ledger.model import RatePlan
-from ledger.rates_history import decode_plan, encode_plan, splice
+from ledger.rates_history import decode_plan, encode_plan, first_difference, splice
 
 
 class RatesStore:
@@ -36,21 +36,24 @@ class RatesStore:
         return text(await self._scripts.rates_clock([keys.rates(cluster)], [str(until_us)]))
 
     async def publish(self, plan: RatePlan) -> bool:
-        """Put a plan into force from now on; before, and before what is charged already, nothing changes.
+        """Put a plan into force from now on; for time that is charged already, nothing changes.
 
-        A cluster's first plan holds for all time before. Returns whether anything changed.
+        What the plan dates before now counts from its date as far as that time is not charged yet. A cluster's
+        first plan holds for all time before. Returns whether anything changed.
         """
         while True:
             version, history, clock_us = await self._read(plan.cluster)
             if history is None and clock_us == 0:
-                merged, cut = plan, 0
+                merged: RatePlan = plan
+                differs: int | None = 0
             else:
-                cut = max(self._clock(), clock_us)
-                merged = splice(history or _unpriced(plan), plan, cut)
-            if history is not None and encode_plan(merged) == encode_plan(history):
+                before = history or _unpriced(plan)
+                merged = splice(before, plan, clock_us, self._clock())
+                differs = first_difference(before, merged)
+            if differs is None:
                 return False
             answer = await self._scripts.rates_publish(
-                [keys.rates(plan.cluster)], [version, str(int(version) + 1), encode_plan(merged), str(cut)]
+                [keys.rates(plan.cluster)], [version, str(int(version) + 1), encode_plan(merged), str(differs)]
             )
             if text(answer) == "ok":
                 return True
