@@ -114,13 +114,14 @@ class Reaper:
         if mode != "enforce":  # what is only tried out stops nothing
             policy = Policy(policy.warn_us, policy.grace_us, "block")
         now = self._clock()
-        work: list[RunningWork] | None = None
-        if policy.then != "block" and any(state.running.values()):
-            work = await self._ledger.exhaustion.running_work(org)
         tiers = _tiers(org, balance, budgets, state, now, self._hold_us)
+        work: list[RunningWork] = []
+        # What runs is only read, which is long for a large org, where something may have to be done about it.
+        if any(max(tier.state.stage, decide(tier.state, tier.facts, policy).stage) >= Stage.GRACE for tier in tiers):
+            work = await self._ledger.exhaustion.running_work(org)
         stage = Stage.NONE
         for tier in tiers:
-            mine = [one for one in work or () if tier.covers(one) and self._may_act(one)]
+            mine = [one for one in work if tier.covers(one) and self._may_act(one)]
             fresh = [one for one in mine if now - marks.get(one.source, 0) <= self._stale_us]
             facts = tier.facts if len(fresh) == len(mine) else _not_fresh(tier.facts)
             after = decide(tier.state, facts, policy)

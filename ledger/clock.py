@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 Clock = Callable[[], int]
@@ -52,5 +53,10 @@ def parse_time(text: str) -> int:
 
 def format_time(us: int) -> str:
     """Microseconds since 1970 as RFC 3339 in UTC with `Z`, with a fraction only where there is one."""
-    text = from_us(us).isoformat()
-    return text.removesuffix("+00:00") + "Z"
+    seconds, fraction = divmod(us, 1_000_000)
+    return f"{_second(seconds)}.{fraction:06d}Z" if fraction else f"{_second(seconds)}Z"
+
+
+@lru_cache(maxsize=1024)  # a busy enforcer writes the same second thousands of times
+def _second(seconds: int) -> str:
+    return from_us(seconds * 1_000_000).isoformat().removesuffix("+00:00")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -124,12 +125,16 @@ class ExhaustionStore:
         names = keys.of_org(org)
         rows = decode_rows(await again(lambda: self._client.hgetall(names.rows)))
         records = await again(lambda: self._client.hvals(names.runs))
-        found = []
-        for data in records:
-            run = Run.decode(org, data)
-            if run.kind != "storage" and run.state == OPEN and not _is_suspended(run):
-                found.append(_work(run, rows[run.row]))
-        return found
+        return await asyncio.to_thread(_running, org, records, rows)
+
+
+def _running(org: str, records: Sequence[bytes], rows: Sequence[Row]) -> list[RunningWork]:
+    found = []
+    for data in records:
+        run = Run.decode(org, data)
+        if run.kind != "storage" and run.state == OPEN and not _is_suspended(run):
+            found.append(_work(run, rows[run.row]))
+    return found
 
 
 def _is_suspended(run: Run) -> bool:

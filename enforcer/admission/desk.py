@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import replace
 from typing import Any, Final
@@ -11,6 +10,7 @@ import msgspec
 
 from config.settings import AdmissionSettings
 from enforcer.aftermath import Aftermath
+from enforcer.deadlines import Deadlines
 from enforcer.metrics import ALLOWED, DENIED, EXCEPTED, SHADOWED, EnforcerMetrics
 from ledger import refusal_text
 from ledger.admission import AdmissionRequest, Decision, Terms
@@ -38,6 +38,7 @@ class Desk:
         self.aftermath = Aftermath(ledger, metrics, self._back)
         self.terms = Terms(int(settings.hold_minutes * 60_000_000), settings.unknown_org, buy_url)
         self._clock = clock
+        self._deadlines = Deadlines(settings.decision_seconds)
         self._let_through: dict[str, int] = {}
 
     async def decide(self, request: AdmissionRequest, *, who: str, via: str) -> Decision:
@@ -87,8 +88,7 @@ class Desk:
                 self.aftermath.release(request.org, answer[3].decode())
 
         try:
-            async with asyncio.timeout(self.settings.decision_seconds):
-                return await self.ledger.admissions.admit(request, self.terms, answered_late)
+            return await self._deadlines.within(self.ledger.admissions.admit(request, self.terms, answered_late))
         except (LedgerUnavailable, TimeoutError):
             self.aftermath.lost()
             return self._without_ledger(request, was_asked=True)
