@@ -40,8 +40,9 @@ class Reloader(Generic[T]):
         clock: Clock = now_us,
         poll_seconds: float = 5.0,
         settle_seconds: float = 0.1,
+        fallback: T | None = None,
     ) -> None:
-        """Reads the file. Raises: ConfigError, for there is no good value yet."""
+        """Reads the file; a bad one leaves `fallback` in force. Raises: ConfigError where there is none."""
         self._path = path
         self._parse = parse
         self._on_change = on_change
@@ -49,12 +50,21 @@ class Reloader(Generic[T]):
         self._poll_seconds = poll_seconds
         self._settle_seconds = settle_seconds
         self._lock = asyncio.Lock()
-        self._seen: bytes | None = read_bytes(path)
+        self._seen: bytes | None = None
         """The content that the last outcome is about; None: it has to be looked at again."""
-        self.value = parse(self._seen, str(path))
         self.last_reload_successful = True
         self.last_success_us = clock()
+        """0: the file was never good since the start."""
         self.last_error: str | None = None
+        try:
+            self._seen = read_bytes(path)
+            self.value = parse(self._seen, str(path))
+        except ConfigError as error:
+            if fallback is None:
+                raise
+            self.value = fallback
+            self.last_success_us = 0
+            self._fail(str(error))
 
     async def reload(self) -> bool:
         """Reads the file now, changed or not. Returns whether it is good and in force."""

@@ -14,6 +14,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.process_collector import ProcessCollector
 
+from config.problems import ConfigError
 from config.rates import load_rates, parse_rates
 from config.reload import Reloader
 from config.settings import Settings
@@ -69,9 +70,13 @@ class Exporter:
 async def run_once(settings: Settings, clock: Clock | None = None) -> list[RoundResult]:
     """One round of each source, committed. `clock` replaces all clocks in tests, here and below.
 
-    Raises: ConfigError (rates); LedgerUnavailable, LedgerDamaged, InvalidRequest where the ledger cannot be opened.
+    Raises: ConfigError (rates, where the ledger has none either); LedgerUnavailable, LedgerDamaged, InvalidRequest
+        where the ledger cannot be opened.
     """
-    plans = load_rates(settings.rates)
+    try:
+        plans: Mapping[str, RatePlan] | ConfigError = load_rates(settings.rates)
+    except ConfigError as error:
+        plans = error
     async with _metering(settings, plans, clock) as metering:
         results = list(await asyncio.gather(*(_one_round(job) for job in metering.jobs)))
         results += [await _one_charge_back(back) for back in metering.charge_backs]
@@ -93,8 +98,8 @@ async def serve(settings: Settings, stop: asyncio.Event, clock: Clock | None = N
 async def exporting(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Exporter]:
     """An exporter that meters and serves for as long as the block lasts.
 
-    Raises: ConfigError (rates); LedgerUnavailable, LedgerDamaged, InvalidRequest where the ledger cannot be opened;
-        CannotListen.
+    Raises: ConfigError (rates, where the ledger has none either); LedgerUnavailable, LedgerDamaged, InvalidRequest
+        where the ledger cannot be opened; CannotListen.
     """
     rates: RatesInForce | None = None
 
@@ -102,9 +107,14 @@ async def exporting(settings: Settings, clock: Clock | None = None) -> AsyncIter
         assert rates is not None, "the file is followed only once the ledger is open"
         await rates.publish(plans)
 
-    reloader = Reloader(settings.rates, parse_rates, put_in_force, clock=clock or now_us)
+    try:
+        plans: Mapping[str, RatePlan] | ConfigError = load_rates(settings.rates)
+    except ConfigError as error:
+        plans = error
+    nothing: dict[str, RatePlan] = {}
+    reloader = Reloader(settings.rates, parse_rates, put_in_force, clock=clock or now_us, fallback=nothing)
     async with AsyncExitStack() as stack:
-        metering = await stack.enter_async_context(_metering(settings, reloader.value, clock))
+        metering = await stack.enter_async_context(_metering(settings, plans, clock))
         rates = metering.rates
         reloads: set[asyncio.Task[bool]] = set()
         stack.callback(lambda: [task.cancel() for task in reloads])
@@ -148,11 +158,15 @@ class _Metering:
 
 
 @asynccontextmanager
-async def _metering(settings: Settings, plans: Mapping[str, RatePlan], clock: Clock | None) -> AsyncIterator[_Metering]:
+async def _metering(
+    settings: Settings, plans: Mapping[str, RatePlan] | ConfigError, clock: Clock | None
+) -> AsyncIterator[_Metering]:
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(
             open_ledger(settings.redis.url, settings.data_dir, settings.metering.epoch_us, clock)
         )
+        if isinstance(plans, ConfigError):
+            plans = await _last_good(ledger, settings, plans)
         books = Books(ledger)
         priced = [s for s in settings.sources if isinstance(s, ApoloSettings) and s.use_platform_rates]
         rates = RatesInForce(ledger.rates, plans, {s.cluster for s in settings.sources}, {s.cluster for s in priced})
@@ -182,6 +196,21 @@ async def _metering(settings: Settings, plans: Mapping[str, RatePlan], clock: Cl
         for back in charge_backs:
             stack.push_async_callback(back.close)
         yield _Metering(ledger, books, rates, view, jobs, charge_backs)
+
+
+async def _last_good(ledger: Ledger, settings: Settings, error: ConfigError) -> dict[str, RatePlan]:
+    """The rates that are in force in the ledger, for a file that is refused at the start.
+
+    Raises: ConfigError, the given one, where a cluster never had any.
+    """
+    plans: dict[str, RatePlan] = {}
+    for cluster in sorted({source.cluster for source in settings.sources}):
+        plan = (await ledger.rates.read(cluster))[1]
+        if plan is None:
+            raise error
+        plans[cluster] = plan
+    log.error("%s; the last good rates stay in force", error)
+    return plans
 
 
 def _hold_us(settings: Settings, source: Source) -> int:

@@ -307,7 +307,25 @@ async def test_sighup_reads_the_rates_again(
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
 
 
-async def test_bad_rates_at_the_start_are_refused(tmp_path: Path, valkey_url: str, cluster: FileCluster) -> None:
+async def test_bad_rates_at_a_later_start_leave_the_last_good_ones_in_force(
+    tmp_path: Path, valkey_url: str, ledger: Ledger, cluster: FileCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.job("a", preset="large")
+    cluster.show(T0 + HOUR)
+    await run_once(settings_of(tmp_path, valkey_url, cluster.source()))
+    cluster.show(T0 + 2 * HOUR)
+    bad = settings_of(tmp_path, valkey_url, cluster.source(), rates="clusters: {default: {presets: 1}}")
+    assert all(r.ok for r in await run_once(bad))
+    assert any("rates.yaml:1" in r.getMessage() and "last good" in r.getMessage() for r in caplog.records)
+    assert sum((await spent(ledger)).values()) == 81_000_000
+    async with exporting(bad) as exporter, aiohttp.ClientSession() as session:
+        async with session.get(f"{exporter.url}/metrics") as answer:
+            assert "credits_config_last_reload_successful 0.0" in await answer.text()
+
+
+async def test_bad_rates_at_the_start_are_refused_where_there_never_were_good_ones(
+    tmp_path: Path, valkey_url: str, ledger: Ledger, cluster: FileCluster
+) -> None:
     settings = settings_of(tmp_path, valkey_url, cluster.source(), rates="clusters: {default: {presets: 1}}")
     with pytest.raises(ConfigError, match=r"rates\.yaml:1"):
         await run_once(settings)
