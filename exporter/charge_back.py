@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import quote
 
 from yarl import URL
 
@@ -132,15 +133,16 @@ class ChargeBack:
         return made
 
     async def _post(self, org: str, user: str, progress: Progress) -> None:
-        url = self._admin / "orgs" / org
-        if user:
-            url = url / "users" / user
+        place = ["orgs", org, *(["users", user] if user else ()), "spending"]
+        if not {".", ".."}.isdisjoint(place):
+            raise _Refused(f"{org!r}, {user!r} cannot be named in an address")
+        url = self._admin.joinpath(*(quote(name, safe="") for name in place), encoded=True)
         amount = format_micro(progress.pending_micro)
         key = await self._store.key_of(org, user, progress)
-        status, text = await self._client.post(url / "spending", {"spending": amount}, [("idempotency_key", key)])
+        status, text = await self._client.post(url, {"spending": amount}, [("idempotency_key", key)])
         if 200 <= status < 300:
             return
-        told = f"{url / 'spending'} answers {status}: {text[:200]}"
+        told = f"{url} answers {status}: {text[:200]}"
         if status in _ITSELF:
             raise _Refused(told)
         if status in (401, 403):

@@ -192,6 +192,17 @@ async def test_an_org_or_user_that_the_platform_does_not_have_holds_up_no_other(
         assert credits_of(acme="1", acme__alice="1", gone="1", gone__alice="1") == one.api.spending
 
 
+async def test_names_stay_themselves_in_addresses(valkey_url: str) -> None:
+    async with lab(valkey_url) as one:
+        await one.at(T0)
+        for org, owner in (("a/b", "x y"), ("50%", "ä?#"), ("..", "..")):
+            one.api.add_job(("running", T0), org=org, owner=owner)
+        with pytest.raises(SourceError, match=r"2 orgs or users .* cannot be named in an address"):
+            await one.at(T0 + HOUR)
+        found = [("50%", ""), ("50%", "ä?#"), ("a/b", ""), ("a/b", "x y")]
+        assert sorted(one.api.spending) == found
+
+
 async def test_a_token_that_may_not_charge_is_told_so(valkey_url: str) -> None:
     async with lab(valkey_url) as one:
         await one.at(T0)
