@@ -41,13 +41,17 @@ async def start(*arguments: str) -> asyncio.subprocess.Process:
     )  # fmt: skip
 
 
-async def ask_from(processes: int, url: str, requests: int, count: int, seed: int) -> list[str]:
-    """What the processes were told, all asking at once."""
+async def ask_from(
+    processes: int, url: str, requests: int, count: int, seed: int, begun: asyncio.Event | None = None
+) -> list[str]:
+    """What the processes were told, all asking at once; `begun` is set when they do."""
     arguments = ("tests.admission_worker", url, str(requests), str(count))
     workers = [await start(*arguments, str(seed + number)) for number in range(processes)]
     for worker in workers:
         assert worker.stdout is not None
         assert await worker.stdout.readline() == b"ready\n"
+    if begun is not None:
+        begun.set()
     outputs = await asyncio.gather(*(worker.communicate(b"go\n") for worker in workers))
     assert all(worker.returncode == 0 for worker in workers)
     return [line for output, _ in outputs for line in output.decode().split()]
@@ -90,10 +94,12 @@ async def test_the_server_killed_again_and_again_leaks_no_hold(make_server: Call
     server = make_server(appendfsync="always")
     async with connect(server.url, None) as client:
         await prepared(client, 700 * CREDIT)
-    asking = asyncio.create_task(ask_from(3, server.url, 400, 1, 7))
+    begun = asyncio.Event()
+    asking = asyncio.create_task(ask_from(3, server.url, 400, 1, 7, begun))
+    await begun.wait()
     chance, kills = random.Random(3), 0
     while not asking.done():
-        await asyncio.sleep(chance.uniform(0.1, 0.6))
+        await asyncio.sleep(chance.uniform(0.02, 0.3))
         server.kill9()
         server.start()
         kills += 1
