@@ -34,6 +34,8 @@ class OrgWork:
     origins: dict[RunKey, Origin] = field(default_factory=dict)
     former: dict[RunKey, Run] = field(default_factory=dict)
     """Earlier legs, in this very org, of runs that come back to it."""
+    over: list[Observation] = field(default_factory=list)
+    """Newly listed jobs that ended with nothing to bill: only their holds are to end."""
     limits: dict[str, int] = field(default_factory=dict)
     settles: bool = True
 
@@ -51,11 +53,13 @@ class Matcher:
         self.round = 0
         self.closed: dict[tuple[str, RunKey], Run] = {}
         self._by_object: dict[int, Run] = {}
+        self._over: set[tuple[str, RunKey]] = set()
 
     def forget(self, org: str) -> None:
         """Drop what is remembered of an org's runs, before or after its state is read anew."""
         self._by_object = {k: run for k, run in self._by_object.items() if run.org != org}
         self.closed = {k: run for k, run in self.closed.items() if k[0] != org}
+        self._over = {k for k in self._over if k[0] != org}
 
     def forget_closed(self) -> None:
         """Drop what is remembered of runs that are over: their rate lines are out of date."""
@@ -76,6 +80,7 @@ class Matcher:
         stamp = self.round
         by_object = self._by_object
         work: dict[str, OrgWork] = {}
+        over: set[tuple[str, RunKey]] = set()
         for observation in snapshot.workloads:
             run = by_object.get(id(observation))
             # Else another source of the cluster took the run over, and this is a new object in an old one's place.
@@ -95,6 +100,10 @@ class Matcher:
             if run is None:
                 if not self._never_billable(observation):
                     work.setdefault(org, OrgWork()).new.append(observation)
+                elif observation.ended_us is not None:
+                    over.add((org, key))
+                    if (org, key) not in self._over:
+                        work.setdefault(org, OrgWork()).over.append(observation)
                 continue
             run.stamp = stamp
             if state is not None and _same_facts(run, observation, state.rows[run.row]):
@@ -102,6 +111,7 @@ class Matcher:
             else:
                 work.setdefault(org, OrgWork()).changed.append((run, observation))
         if only is None:
+            self._over = over
             self.closed = {k: run for k, run in self.closed.items() if run.stamp == stamp}
             if len(by_object) > 2 * len(snapshot.workloads) + 1000:
                 self._by_object = {k: run for k, run in by_object.items() if run.stamp == stamp}

@@ -63,10 +63,15 @@ class Meter:
         for run, observation in work.moved:
             run.stamp = self.matcher.round
             self._move_out(plan, state, run, observation, mark, snapshot.taken_us)
+        if work.settles:
+            plan.settled.extend(self._hold_of(observation) for observation in work.over)
         for run, observation in work.changed:
             self._revise(plan, state, run, observation, mark, snapshot, lines)
         for observation in work.new:
             self._begin(plan, state, work, observation, mark, snapshot, lines)
+
+    def _hold_of(self, observation: Observation) -> tuple[str, str]:
+        return observation.hold_id or "", f"{self.cluster}{keys.US}{observation.id}"
 
     def plan(self, state: OrgState, work: OrgWork, snapshot: Snapshot, lines: Lines) -> Plan:
         """The whole round of one org."""
@@ -139,7 +144,7 @@ class Meter:
         run.points = ((since, origin.carry if origin else 0, 0, units_of(observation)),)
         run.line = lines(row.kind, row.resource, row.app, observation.bills_app)
         if work.settles:
-            plan.settled.append((observation.hold_id or "", f"{self.cluster}{keys.US}{observation.id}"))
+            plan.settled.append(self._hold_of(observation))
         self._revise(plan, state, run, observation, mark, snapshot, lines)
 
     def _revise(

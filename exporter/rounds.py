@@ -290,6 +290,8 @@ class Rounds:
         late: LateClaims = {}
         for org, part in list(work.items()):
             if not part.new:
+                if part.over:
+                    part.settles, _ = await charging.hold_limits(org, cluster, [])
                 continue
             by_key = {key_of(observation): observation for observation in part.new}
             known = await charging.find_ended(org, cluster, list(by_key))

@@ -103,14 +103,18 @@ local function funds(now)
   return granted, expired, micro(KEYS[1], 'spent')
 end
 
--- Takes `units` of a hold away (all of it when units is nil); its tiers' sums follow.
-local function drop_hold(id, units)
+-- Takes `units` of a hold away (all of it when units is nil); its tiers' sums follow. `by`: the workload they are
+-- taken for, which takes only once: started anew, it leaves the units of those that still wait.
+local function drop_hold(id, units, by)
   local packed = redis.call('HGET', KEYS[3], id)
   if not packed then
     return nil
   end
   local hold = cjson.decode(packed)
   local left = tonumber(hold.left)
+  if by and hold.taken and hold.taken[by] then
+    return 0
+  end
   if units == nil or units > left then
     units = left
   end
@@ -129,6 +133,10 @@ local function drop_hold(id, units)
     end
   else
     hold.left = text(left - units)
+    if by then
+      hold.taken = hold.taken or {}
+      hold.taken[by] = 1
+    end
     redis.call('HSET', KEYS[3], id, cjson.encode(hold))
   end
   return amount

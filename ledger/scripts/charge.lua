@@ -117,7 +117,7 @@ for _, settled in ipairs(plan.settled) do
     id = settled[2] ~= '' and redis.call('HGET', KEYS[5], settled[2])
   end
   if id then
-    drop_hold(id, 1)
+    drop_hold(id, 1, settled[2])
   end
 end
 expire_holds(now)

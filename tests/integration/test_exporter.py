@@ -318,9 +318,8 @@ async def test_bad_rates_at_a_later_start_leave_the_last_good_ones_in_force(
     assert all(r.ok for r in await run_once(bad))
     assert any("rates.yaml:1" in r.getMessage() and "last good" in r.getMessage() for r in caplog.records)
     assert sum((await spent(ledger)).values()) == 81_000_000
-    async with exporting(bad) as exporter, aiohttp.ClientSession() as session:
-        async with session.get(f"{exporter.url}/metrics") as answer:
-            assert "credits_config_last_reload_successful 0.0" in await answer.text()
+    async with exporting(bad) as exporter:
+        assert value(await scrape(exporter.url), "credits_config_last_reload_successful") == 0
 
 
 async def test_bad_rates_at_the_start_are_refused_where_there_never_were_good_ones(
