@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +18,13 @@ from hypothesis import strategies as st
 
 from config.sources import ApoloSource as ApoloSettings
 from config.sources import KubernetesSource as KubernetesSettings
+from config.sources import SlurmSource as SlurmSettings
 from config.values import Secret
 from exporter.rounds import Books, Rounds
 from exporter.sources.apolo import ApoloSource
 from exporter.sources.base import Source, SourceError
 from exporter.sources.kubernetes import KubernetesSource
+from exporter.sources.slurm import SlurmSource
 from ledger.connect import connect
 from ledger.model import RatePlan, RateTable
 from ledger.store import Ledger, open_ledger
@@ -347,7 +351,23 @@ async def spent_by_apps(ledger: Ledger) -> dict[tuple[str, str], int]:
     return found
 
 
-async def test_one_wallet_is_drained_by_apolo_and_kubernetes_together(valkey_url: str) -> None:
+def slurm_of(directory: Path, time: Time) -> SlurmSource:
+    """A Slurm cluster `hpc` with one job of acme on the partition `gpu`, in programs that say so."""
+    job = {
+        "job_id": 7, "job_state": "RUNNING", "start_time": T0 // SECOND, "end_time": T0 // SECOND + 86400,
+        "time_limit": 1440, "account": "acme", "user_name": "ann", "partition": "gpu", "tres_alloc_str": "cpu=1",
+    }  # fmt: skip
+    config = "ClusterName = lab\nMinJobAge = 300 sec\nAccountingStorageType = (null)\n"
+    tree = "lab|acme||root\n"
+    says = {"squeue": json.dumps({"jobs": [job], "errors": []}), "sacct": "", "sacctmgr": tree, "scontrol": config}
+    for name, words in says.items():
+        (directory / f"{name}.out").write_text(words)
+        (directory / name).write_text(f"#!/bin/sh\ncat {directory}/{name}.out\n")
+        (directory / name).chmod(0o755)
+    return SlurmSource(SlurmSettings(name="s", cluster="hpc", bin_dir=directory), time)
+
+
+async def test_one_wallet_is_drained_by_slurm_apolo_and_kubernetes_together(valkey_url: str, tmp_path: Path) -> None:
     platform, cluster, time = ApoloApi(), KubeApi(), Time()
     platform.add_job(("running", T0), org="acme", preset="gpu")
     body = pod_body("pod-1", "ns", T0, apolo_labels(org="acme", preset="cpu-small"))
@@ -362,13 +382,18 @@ async def test_one_wallet_is_drained_by_apolo_and_kubernetes_together(valkey_url
         pods = KubernetesSource(
             KubernetesSettings(name="k", url=two, volumes=False), time, beside=apolo_settings, settle_us=0
         )
+        await ledger.rates.publish(RatePlan("hpc", ((0, RateTable({"gpu": 7_000_000_000})),)))
+        await ledger.accounts.grant("acme", 100_000_000, key="k", who="test", effective_us=T0 - HOUR)
         books = Books(ledger)
         try:
             for at in (0, HOUR):
                 time.us = T0 + at
-                for source in (jobs, pods):
+                for source in (slurm_of(tmp_path, time), jobs, pods):
                     await Rounds(books, source, hold_us=0).round()
-            assert await spent(ledger) == {"acme": micro(RATES["gpu"], HOUR) + micro(RATES["cpu-small"], HOUR)}
+            used = micro(RATES["gpu"], HOUR) + micro(RATES["cpu-small"], HOUR) + 7_000_000
+            assert await spent(ledger) == {"acme": used}
+            assert (await ledger.accounts.balance("acme")).available_micro == 100_000_000 - used
+            assert (await verify(ledger))["ok"]
         finally:
             await jobs.close()
             await pods.close()
