@@ -15,12 +15,13 @@ import msgspec
 from ledger import keys
 from ledger.accounts import PAYMENT_PREFIX, GrantRecord
 from ledger.budgets import decode_budgets
+from ledger.clock import parse_time
 from ledger.connect import again
 from ledger.lua import text
 from ledger.money import COST_DENOMINATOR, HOUR_US, format_micro, parse_credits
 from ledger.org_state import Amounts, decode_amounts, decode_rows
 from ledger.periods import PERIODS
-from ledger.purchases import Order, Payment
+from ledger.purchase_step import Order, Payment
 from ledger.rates_history import line_of
 from ledger.rollups import check_rollups
 from ledger.runs import Run
@@ -71,7 +72,7 @@ class _Org:
         taken = self._purchases(fields, hashes)
         self._grants(fields, hashes, totals, journal, taken)
         self._holds(hashes, expiry)
-        self._budgets(hashes, buckets, (await read_horizon(self._ledger)).hours_us)
+        self._budgets(hashes, buckets, journal, (await read_horizon(self._ledger)).hours_us)
         copies, wrong = await check_rollups(self._ledger, self._org)
         self._checked["roll-ups"] += copies
         for name in wrong:
@@ -215,9 +216,22 @@ class _Org:
         self._sums("to be held for running work", running, "sources", parts)
 
     def _budgets(
-        self, hashes: dict[str, dict[bytes, bytes]], buckets: dict[int, dict[int, Amounts]], hours_us: int
+        self,
+        hashes: dict[str, dict[bytes, bytes]],
+        buckets: dict[int, dict[int, Amounts]],
+        journal: list[Any],
+        hours_us: int,
     ) -> None:
-        """Budget counters of periods that start and end where buckets do (`hours_us`: days before), against these."""
+        """Budget counters of periods that start and end where buckets do (`hours_us`: days before), against these.
+
+        A counter is whole from the period on in which the budget was set last; of earlier ones it may have only
+        what was charged late.
+        """
+        set_us: dict[tuple[str, str | None, str], int] = {}
+        for _, item in journal:
+            entry = msgspec.json.decode(item[b"entry"])
+            if entry["type"] == "budget":
+                set_us[entry["project"], entry["user"], entry["period"]] = parse_time(entry["at"])
         rows = decode_rows(hashes[self._keys.rows])
         counters = {text(k): int(v) for k, v in hashes[self._keys.budget_spent].items()}
         for budget in decode_budgets(hashes[self._keys.budgets]):
@@ -232,7 +246,13 @@ class _Org:
                     if budget.covers(rows[row].project, rows[row].user):
                         sums[f"{budget.id}{keys.US}{start}"] += amounts.micro - amounts.refunded_micro
             if exact:
-                mine = {k: v for k, v in counters.items() if k.rpartition(keys.US)[0] == budget.id}
+                whole = budget.period_at(set_us[budget.project, budget.user, budget.period])[0]
+                mine = {}
+                for counter, micro in counters.items():
+                    name, _, start = counter.rpartition(keys.US)
+                    # Starts of an earlier time zone or day of the week are not starts any more.
+                    if name == budget.id and int(start) >= whole and budget.period_at(int(start))[0] == int(start):
+                        mine[counter] = micro
                 self._sums(f"budget {budget.id!r}", mine, "hourly buckets", sums, only_known=True)
 
     def _rows(self, what: str, totals: dict[int, Amounts], sums: dict[int, Amounts]) -> None:

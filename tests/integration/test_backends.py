@@ -192,6 +192,21 @@ async def test_a_hold_ends_with_its_job_or_by_release_or_by_its_time(ledger: Led
     assert not await ledger.client.hgetall(keys.of_org("acme").held)
 
 
+async def test_a_budget_set_before_the_last_charge_of_the_period_before_it(ledger: Ledger, now: Now) -> None:
+    await ledger.accounts.grant("acme", 1000 * CREDIT, key="a", who="ann")
+    await poll(ledger, now, T0 + 24 * HOUR - MINUTE, job(1, T0))
+    now.us = T0 + 24 * HOUR + MINUTE
+    await ledger.budgets.put("acme", "vision", None, 100 * CREDIT, who="ann", period="day")
+    await poll(ledger, now, T0 + 25 * HOUR, job(1, T0))
+    (state,) = await ledger.budgets.states("acme")
+    assert state.spent_micro == 4 * CREDIT
+    assert (await verify(ledger))["ok"]
+    await ledger.budgets.put("acme", "vision", None, 100 * CREDIT, who="ann", period="day", timezone="Asia/Tokyo")
+    (state,) = await ledger.budgets.states("acme")
+    assert state.spent_micro == 10 * 4 * CREDIT  # the day began at 15:00 UTC
+    assert (await verify(ledger))["ok"]
+
+
 async def test_a_grant_waits_for_the_disk(
     make_server: Callable[..., ServerProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
