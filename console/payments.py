@@ -11,7 +11,8 @@ from console.provider import Closed, LookAt, News, Provider, Returned, Unusable
 from ledger.clock import now_us
 from ledger.errors import InvalidRequest
 from ledger.money import format_micro
-from ledger.purchases import Order, Paid, Purchases, Reversal, order_id_of
+from ledger.purchase_step import Order, Paid, Reversal
+from ledger.purchases import Purchases, order_id_of
 
 UNPAID_MAX: Final = 50
 _DAY_US: Final = 86_400_000_000

@@ -16,7 +16,7 @@ from console.provider import BadSignature, ProviderUnavailable
 from ledger.clock import format_time
 from ledger.errors import InvalidRequest
 from ledger.money import AmountError, format_decimal, format_micro, parse_credits
-from ledger.purchases import Order
+from ledger.purchase_step import Order
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _BUY: Final = ("admin", "owner")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ledger.errors import CreditsError
-from ledger.purchases import Order, Paid
+from ledger.purchase_step import Order, Paid
 
 
 class ProviderUnavailable(CreditsError):

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from console.provider import Closed, LookAt, News, Returned, Unusable
-from ledger.purchases import Paid
+from ledger.purchase_step import Paid
 
 # How final a state is, and whether its amount is taken back.
 _REFUNDS: Final = {

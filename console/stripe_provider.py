@@ -15,7 +15,7 @@ import stripe
 from config.payments import Payments
 from console import stripe_news as read
 from console.provider import BadSignature, Checkout, News, ProviderUnavailable, Returned
-from ledger.purchases import Order
+from ledger.purchase_step import Order
 
 T = TypeVar("T")
 _THREADS: Final = 4

@@ -9,89 +9,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from ledger import keys
-from ledger.accounts import KEY_MAX, PAYMENT_PREFIX, GrantRecord
+from ledger.accounts import KEY_MAX
 from ledger.clock import Clock, format_time, now_us
 from ledger.connect import Client, again
 from ledger.errors import IdempotencyConflict, InvalidRequest, LedgerDamaged
 from ledger.lua import Scripts, common_keys, text
 from ledger.money import MICRO_MAX, format_micro
 from ledger.names import check_name
-
-STATES: Final = ("new", "open", "pending", "paid", "expired", "failed")
-
-
-class Order(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What somebody wants to buy. `amount`: in the currency's smallest unit. `state`: one of STATES.
-
-    `pending`: the buyer is done, the money is not there yet. `returned`: credits that refunds and disputes ask back.
-    """
-
-    id: str
-    org: str
-    digest: str
-    credits: str
-    micro: int
-    amount: int
-    currency: str
-    who: str
-    created_us: int
-    state: str = "new"
-    session: str = ""
-    url: str = ""
-    expires_us: int = 0
-    payments: tuple[str, ...] = ()
-    paid_us: int = 0
-    returned: int = 0
-
-
-class Payment(msgspec.Struct, frozen=True):
-    """A payment of an order. `reversals`: refund or dispute -> [how final it is, amount it takes back now].
-
-    `asked`, `taken`: micro-credits to be taken back, and taken (less only where they were spent and are forgiven).
-    """
-
-    id: str
-    order: str
-    paid: bool = False
-    refused: str = ""
-    reversals: dict[str, tuple[int, int]] = {}
-    moves: int = 0
-    asked: str = "0"
-    taken: str = "0"
-
-
-@dataclass(frozen=True, slots=True)
-class Paid:
-    """News: money came in. `amount`: in the currency's smallest unit."""
-
-    org: str
-    order: str
-    payment: str
-    amount: int
-    currency: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reversal:
-    """News: a refund or dispute `id` takes back `amount` (0: nothing, or nothing any more) of a payment.
-
-    `rank`: news of a higher rank is final over those of a lower one, in whatever order they come.
-    """
-
-    org: str
-    order: str
-    payment: str
-    id: str
-    kind: str
-    rank: int
-    amount: int
-    currency: str
+from ledger.purchase_step import Order, Paid, Payment, Reversal, Step
 
 
 def order_id_of(org: str, key: str) -> str:
@@ -219,7 +149,7 @@ class Purchases:
             if payment is not None and payment.order != order.id:
                 await self.refused("other_order")
                 return "refused"
-            step = _Step(order, payment or Payment(news.payment, order.id), self._now(), self._refunds)
+            step = Step(order, payment or Payment(news.payment, order.id), self._now(), self._refunds)
             if isinstance(news, Paid):
                 step.pay(news, too_large)
             else:
@@ -277,87 +207,3 @@ class Purchases:
         )
         said = text(answer[0])
         return "" if said == "conflict" else said
-
-
-class _Step:
-    """One news merged into order and payment, and the credits that move by it."""
-
-    def __init__(self, order: Order, payment: Payment, now: int, refunds: str) -> None:
-        self.order = order
-        self.payment = payment
-        self.outcome = "known"
-        self.entries: list[dict[str, Any]] = []
-        self.moves: dict[str, list[Any]] = {}
-        self._now = now
-        self._refunds = refunds
-        self._cause = ""
-
-    def pay(self, news: Paid, too_large: bool) -> None:
-        """Money came in: it must be what the order asked for."""
-        if self.payment.paid:
-            return
-        wrong = "wrong_amount" if news.amount != self.order.amount else ""
-        wrong = "wrong_currency" if news.currency != self.order.currency else wrong
-        wrong = "too_large" if too_large else wrong
-        if wrong:
-            if self.payment.refused:
-                return
-            self.outcome = "refused"
-            self.payment = msgspec.structs.replace(self.payment, refused=wrong)
-            self._journal("payment_refused", reason=wrong, amount=news.amount, currency=news.currency)
-            return
-        self.outcome = "credited"
-        self.payment = msgspec.structs.replace(self.payment, paid=True, refused="")
-        payments = (*self.order.payments, news.payment)
-        self.order = msgspec.structs.replace(
-            self.order, state="paid", payments=payments, paid_us=self.order.paid_us or self._now
-        )
-        at, order = format_time(self._now), self.order
-        key, reason = PAYMENT_PREFIX + news.payment, f"order {order.id}, paid by card"
-        digest = hashlib.sha256(f"{order.id}{keys.US}{news.payment}".encode()).hexdigest()
-        record = GrantRecord(key, digest, order.credits, "purchase", reason, at, at, None, order.who)
-        self.moves["grant"] = [key, text(msgspec.json.encode(record)), str(order.micro), str(self._now)]
-        self._journal(
-            "grant", credits=order.credits, source="purchase", reason=reason, key=key, effective_at=at,
-            expires_at=None, amount=order.amount, currency=order.currency, buyer=order.who,
-        )  # fmt: skip
-
-    def reverse(self, news: Reversal) -> None:
-        """A refund or dispute: news that are not final over what is known change nothing."""
-        known = self.payment.reversals.get(news.id)
-        if known is not None and known[0] >= news.rank:
-            return
-        # Of another currency: what of the payment that is cannot be told, so it is all of it.
-        amount = news.amount if news.currency == self.order.currency or news.amount == 0 else self.order.amount
-        reversals = {**self.payment.reversals, news.id: (news.rank, amount)}
-        self.payment = msgspec.structs.replace(self.payment, reversals=reversals)
-        self.outcome, self._cause = "changed", f"{news.kind} {news.id}"
-
-    def balance(self) -> None:
-        """Have the credits follow the record."""
-        if not self.payment.paid:
-            return
-        order, before = self.order, int(self.payment.asked)
-        back = min(order.amount, sum(amount for _, amount in self.payment.reversals.values()))
-        asked = order.micro * back // order.amount
-        if asked == before:
-            return
-        move = f"{PAYMENT_PREFIX}{self.payment.id}:{self.payment.moves + 1}"
-        entry: dict[str, Any] = {
-            "type": "withdrawal", "at": format_time(self._now), "who": "payments", "order": order.id,
-            "payment": self.payment.id, "credits": "0", "forgiven": "0", "key": move,
-            "reason": self._cause or "returned before it was known to be paid",
-        }  # fmt: skip
-        give = int(self.payment.taken) - asked  # what was forgiven was never taken, and is not given back
-        if asked > before:
-            own = PAYMENT_PREFIX + self.payment.id
-            self.moves["withdraw"] = [move, str(asked - before), text(msgspec.json.encode(entry)), own, self._refunds]
-        elif give > 0:
-            entry["type"] = "restoration"
-            self.moves["restore"] = [move, str(give), text(msgspec.json.encode(entry))]
-        self.payment = msgspec.structs.replace(self.payment, moves=self.payment.moves + 1, asked=str(asked))
-        self.order = msgspec.structs.replace(order, returned=order.returned + asked - before)
-
-    def _journal(self, kind: str, **more: Any) -> None:
-        entry = {"type": kind, "at": format_time(self._now), "who": "payments"}
-        self.entries.append({**entry, "order": self.order.id, "payment": self.payment.id, **more})

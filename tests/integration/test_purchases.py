@@ -17,7 +17,8 @@ from ledger.connect import Client, connect
 from ledger.errors import IdempotencyConflict, InvalidRequest, LedgerUnavailable
 from ledger.model import Observation, RatePlan, RateTable, Snapshot
 from ledger.money import MICRO_MAX
-from ledger.purchases import Order, Paid, Purchases, Reversal
+from ledger.purchase_step import Order, Paid, Reversal
+from ledger.purchases import Purchases
 from ledger.statement import statement
 from ledger.store import Ledger
 from ledger.verify import verify
