@@ -206,7 +206,8 @@ def choice(*options: str) -> Reader[str]:
         text = at.scalar(f"one of {', '.join(options)}").text
         if text in options:
             return text
-        match = nearest(text, options)
+        # Stricter than for names: `refuse` is not to be answered with `free`.
+        match = nearest(text, options, 0.7)
         hint = f"did you mean '{match}'?" if match else f"expected one of {', '.join(options)}"
         raise Refused(f"is {shown(text)}; {hint}")
 

@@ -101,9 +101,10 @@ def _read_group(at: At, group: str, places: dict[tuple[str, str], At] | None = N
             new = "new" in entries and values.truth(entries["new"])
             if unit not in entries:
                 cell.refuse(f"lacks the key {unit}")
-                continue
+                raise Unusable
             rates[name] = _read_rate(entries[unit])
         except Unusable:
+            rates[name] = 0  # the file is refused, and what follows is not to call the name unknown
             continue
         if places is not None and not new:
             places[group, name] = cell

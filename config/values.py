@@ -156,7 +156,7 @@ def _time(at: At) -> int:
 
 
 def _address(at: At) -> Address:
-    text = _text(at)
+    text = at.scalar("host:port").text
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]

@@ -156,7 +156,8 @@ class Reaper:
             await self._notifier.note(entry)
         forgotten = after.stage == Stage.NONE
         await self._ledger.exhaustion.write(org, tier.name, None if forgotten else after, entry)
-        log.info("org %s: %s: from %s to %s", org, tier.title, entry["before"], word)
+        whose = tier.title if tier.project is None else f"org {org}: {tier.title}"
+        log.info("%s: from %s to %s", whose, entry["before"], word)
 
     async def _act(
         self, org: str, tier: _Tier, after: TierState, policy: Policy, fresh: Sequence[RunningWork],

@@ -90,12 +90,13 @@ def shadowed(refusal: str) -> str:
 
 
 def admitted(required_micro: int, org: str, left_micro: int | None, count: int = 1) -> str:
-    """It may start."""
+    """It may start; `left_micro` is None where nothing is set aside: a question only."""
     what = f"{count} units" if count > 1 else "This"
     if required_micro == 0:
         return f"{what} cost{'' if count > 1 else 's'} nothing."
-    left = "" if left_micro is None else f"; org {org} then has {credits_text(left_micro)} left"
-    return f"{credits_text(required_micro)} are set aside to start{left}."
+    if left_micro is None:
+        return f"This may start; {credits_text(required_micro)} would be set aside."
+    return f"{credits_text(required_micro)} are set aside to start; org {org} then has {credits_text(left_micro)} left."
 
 
 def _who_helps(org: str, about: Circumstances) -> str:

@@ -91,7 +91,7 @@ async def rates_impact(
     """
     for name in group_by:
         if name not in GROUPS:
-            raise InvalidRequest(f"group_by {name!r}: expected of {', '.join(GROUPS)}")
+            raise InvalidRequest(f"group_by {name!r}: expected one or more of {', '.join(GROUPS)}")
     from_us = max(from_us, (await read_horizon(ledger)).runs_us)
     if from_us >= to_us:
         raise InvalidRequest("from: expected an instant before `to`, of which details are kept")

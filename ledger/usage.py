@@ -69,7 +69,7 @@ class UsageQuery:
         """Raises: InvalidRequest saying what would be right."""
         for name in self.group_by:
             if name not in GROUPS:
-                raise InvalidRequest(f"group_by {name!r}: expected of {', '.join(GROUPS)}")
+                raise InvalidRequest(f"group_by {name!r}: expected one or more of {', '.join(GROUPS)}")
         if len(set(self.group_by)) < len(self.group_by):
             raise InvalidRequest("group_by: expected each name once")
         if self.step is not None and self.step not in STEPS:
