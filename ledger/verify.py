@@ -249,9 +249,9 @@ class _Org:
                 whole = budget.period_at(set_us[budget.project, budget.user, budget.period])[0]
                 mine = {}
                 for counter, micro in counters.items():
-                    name, _, start = counter.rpartition(keys.US)
+                    name, _, since = counter.rpartition(keys.US)
                     # Starts of an earlier time zone or day of the week are not starts any more.
-                    if name == budget.id and int(start) >= whole and budget.period_at(int(start))[0] == int(start):
+                    if name == budget.id and int(since) >= whole and budget.period_at(int(since))[0] == int(since):
                         mine[counter] = micro
                 self._sums(f"budget {budget.id!r}", mine, "hourly buckets", sums, only_known=True)
 
