@@ -159,9 +159,10 @@ class _Forgetting:
 
     async def _set_bound(self) -> bool:
         """Whether it is another one: then exporters learn of it, as the commit is another one too."""
-        present = await again(lambda: self._client.hget(self._keys.org, "forgotten_us"))
-        if text(present) == str(self._until):
-            return False  # what a crash left is forgotten with the next bound
+        name, present = await again(lambda: self._client.hmget(self._keys.org, ["name", "forgotten_us"]))
+        if name is None or text(present) == str(self._until):
+            # Nothing was ever granted to or charged to it; or what a crash left is forgotten with the next bound.
+            return False
         await self._fold([])
         return True
 
