@@ -181,6 +181,16 @@ async def test_a_won_dispute_and_a_failed_refund_give_back(till: Till) -> None:
     assert await till.is_sound()
 
 
+async def test_news_that_come_at_once_are_all_kept(till: Till) -> None:
+    order = await till.order()
+    await asyncio.gather(*(till.purchases.returned(refund(order, 50, f"re_{n}")) for n in range(4)))
+    await asyncio.gather(
+        till.purchases.paid(paid(order)), *(till.purchases.returned(refund(order, 50, f"re_{n}")) for n in range(2, 6))
+    )
+    assert await till.left() == 4 * CREDIT
+    assert await till.is_sound()
+
+
 async def test_keys_of_payments_are_nobody_elses(till: Till) -> None:
     with pytest.raises(InvalidRequest, match="are of payments"):
         await till.ledger.accounts.grant("acme", 1, key="payment:pi_1", who="t")
