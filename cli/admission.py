@@ -49,7 +49,7 @@ def _terms(given: Settings) -> Terms:
     from ledger.admission import Terms
 
     admission = given.admission
-    return Terms(hold_us=round(admission.hold_minutes * 60_000_000), unknown_org=admission.unknown_org)
+    return Terms(round(admission.hold_minutes * 60_000_000), admission.unknown_org, admission.buy_url)
 
 
 @click.command(cls=Command)

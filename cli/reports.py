@@ -1,12 +1,12 @@
-"""`usage`: what was used, by whatever is asked."""
+"""`usage`, `shadow report`: what was used, by whatever is asked, and what would have been refused."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.base import Command, Time, csv_option, json_option, with_ledger
+from cli.base import Command, Group, Time, csv_option, json_option, with_ledger
 from cli.output import print_json, print_rows
 
 if TYPE_CHECKING:
@@ -98,4 +98,40 @@ def usage(
     )
 
 
-COMMANDS = (usage,)
+@click.group(cls=Group)
+def shadow() -> None:
+    """What `admission.mode: shadow` finds out before anybody is refused."""
+
+
+@shadow.command("report")
+@click.option("--org", help="Only this org; else all, and those that the ledger does not know.")
+@click.option("--from", "from_us", type=Time(), help="Start of the period; else whatever is kept.")
+@click.option("--to", "to_us", type=Time(), help="End of the period; else now.")
+@json_option
+@csv_option
+def shadow_report(org: str | None, from_us: int | None, to_us: int | None, as_json: bool, as_csv: bool) -> None:
+    """What would have been refused: how often, to whom, why, and the credits that it needed."""
+    if from_us is not None and to_us is not None and from_us >= to_us:
+        raise click.UsageError("--from has to be before --to")
+
+    async def work(ledger: Ledger) -> list[dict[str, Any]]:
+        known = [balance.org for balance in await ledger.accounts.balances()]
+        # What came before an org was set up is among those of orgs that nobody knows.
+        asked: list[str | None] = [None, *(name for name in known if org in (None, name))]
+        since, until = from_us or 0, ledger.clock() + 1 if to_us is None else to_us
+        rows = [row for name in asked for row in await ledger.refusals.shadow_report(name, since, until)]
+        rows = [row for row in rows if org in (None, row["org"])]
+        if not rows and org is not None:
+            await ledger.accounts.balance(org)  # says it when there is no such org
+        return sorted(rows, key=lambda row: -row["count"])
+
+    rows = with_ledger(work)
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("org", "project", "user", "preset", "app", "code", "count", "required", "first_at", "last_at")
+    shown = columns if as_csv else columns[:8]
+    print_rows(shown, rows, as_csv=as_csv, right=("count", "required"), nothing="nothing would have been refused")
+
+
+COMMANDS = (usage, shadow)

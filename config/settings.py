@@ -179,6 +179,10 @@ class AdmissionSettings:
         default=1.0,
         metadata=setting(values.number("seconds", 0.01, 30.0, "1"), "A decision never takes longer than this."),
     )
+    buy_url: str | None = field(
+        default=None,
+        metadata=setting(values.url("http", "https"), "Where credits are bought: said in refusals.", absent="not said"),
+    )
 
     def mode_of(self, cluster: str) -> str:
         """The mode in a cluster."""

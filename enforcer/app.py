@@ -112,7 +112,7 @@ async def enforcing(settings: Settings, clock: Clock | None = None, *more: MoreR
     """
     async with open_ledger(settings.redis.url, settings.data_dir, settings.metering.epoch_us, clock) as ledger:
         routes = [route for give in more for route in give(ledger)]
-        app = build_app(ledger, settings, clock or now_us, routes)
+        app = build_app(ledger, settings, clock or now_us, routes, settings.admission.buy_url)
         async with (
             serving(app, settings.enforcer) as url,
             reaping(ledger, settings, app[DESK].metrics, clock or now_us),

@@ -18,6 +18,7 @@ KEPT: Final = 10_000
 REFUSAL, SHADOW, EXCEPTION = "refusal", "shadow", "exception"
 """Types: refused; let through since refusals are only tried out; let through while the ledger was away."""
 _PAGE: Final = 500
+_GROUPED: Final = ("org", "project", "user", "preset", "app", "code")
 
 
 class Refused(NamedTuple):
@@ -55,7 +56,7 @@ class Refusals:
         items = await again(lambda: self._client.xrange(stream, min=start, max="+", count=limit))
         return [{"id": text(i), **msgspec.json.decode(fields[b"entry"])} for i, fields in items]
 
-    async def entries(self, org: str, since_us: int, until_us: int) -> AsyncIterator[dict[str, Any]]:
+    async def entries(self, org: str | None, since_us: int, until_us: int) -> AsyncIterator[dict[str, Any]]:
         """All that are kept of an interval, oldest first."""
         after = f"{max(0, since_us // 1000 - 1)}-18446744073709551615"
         while True:
@@ -68,25 +69,29 @@ class Refusals:
                 return
             after = page[-1]["id"]
 
-    async def shadow_report(self, org: str, since_us: int, until_us: int) -> list[dict[str, Any]]:
-        """What shadow mode would have refused: rows by project, user and code, the most frequent first."""
-        rows: dict[tuple[str, str, str], list[Any]] = defaultdict(lambda: [0, 0, "", ""])
+    async def shadow_report(self, org: str | None, since_us: int, until_us: int) -> list[dict[str, Any]]:
+        """What shadow mode would have refused to an org (None: to orgs nobody knows).
+
+        Rows by org, project, user, preset, app and code, the most frequent first; `required` is the sum of what each
+        would have needed to start.
+        """
+        rows: dict[tuple[str, ...], list[Any]] = defaultdict(lambda: [0, 0, "", ""])
         async for entry in self.entries(org, since_us, until_us):
             if entry["type"] != SHADOW:
                 continue
-            row = rows[entry["project"], entry["user"], entry["code"]]
+            row = rows[tuple(entry[name] or "" for name in _GROUPED)]
             row[0] += 1
             row[1] += parse_credits(entry["required"])
             row[2] = row[2] or entry["at"]
             row[3] = entry["at"]
         found = [
             {
-                "org": org, "project": project, "user": user, "code": code, "count": count,
-                "required": format_micro(required), "first_at": first, "last_at": last,
+                **dict(zip(_GROUPED, group, strict=True)), "count": count, "required": format_micro(required),
+                "first_at": first, "last_at": last,
             }
-            for (project, user, code), (count, required, first, last) in rows.items()
+            for group, (count, required, first, last) in rows.items()
         ]  # fmt: skip
-        return sorted(found, key=lambda row: (-row["count"], row["project"], row["user"], row["code"]))
+        return sorted(found, key=lambda row: (-row["count"], *(row[name] for name in _GROUPED)))
 
 
 def merge_page(
