@@ -14,6 +14,7 @@ from ledger.names import is_name
 API_VERSION: Final = "admission.k8s.io/v1"
 COUNT_MAX: Final = 1_000_000
 _WARNING_MAX: Final = 240
+_REASONS: Final = {400: "BadRequest", 403: "Forbidden", 500: "InternalError"}
 
 
 class NotAReview(ValueError):
@@ -170,12 +171,12 @@ def review_answer(
     warnings: Sequence[str] = (),
     noted: Mapping[str, str] | None = None,
 ) -> bytes:
-    """The AdmissionReview that goes back. `noted`: for the API server's audit log."""
+    """The AdmissionReview that goes back. `code`: 400, 403 or 500; `noted`: for the API server's audit log."""
     response: dict[str, Any] = {"uid": uid, "allowed": allowed}
     if not allowed:
         response["status"] = {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": message, "reason": "Forbidden" if code == 403 else "BadRequest", "code": code,
+            "message": message, "reason": _REASONS[code], "code": code,
         }  # fmt: skip
     if warnings:
         response["warnings"] = [warning[:_WARNING_MAX] for warning in warnings]

@@ -1,4 +1,7 @@
-"""The webhook as an API server calls it: pods and jobs, dry runs, parts of admitted work, and hostile bodies."""
+"""The webhook as an API server calls it: pods and jobs, dry runs, parts of admitted work, and hostile bodies.
+
+What is asked and every answer is checked against the schema of the API (tests/payloads/kubernetes).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from jsonschema import Draft202012Validator, ValidationError
 
 from config.settings import AdmissionSettings, Settings
 from config.sources import KubernetesSource
@@ -23,6 +27,9 @@ from ledger.verify import verify
 
 CREDIT = 1_000_000
 V1 = {"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1"}
+SCHEMA = Draft202012Validator(
+    json.loads((Path(__file__).parents[1] / "payloads/kubernetes/admission-review-v1.schema.json").read_text())
+)
 SETTINGS = Settings(path=Path("settings.yaml"), sources=(KubernetesSource(name="k", cluster="c"),))
 LABELS = {
     "platform.apolo.us/org": "acme", "platform.apolo.us/project": "vision", "platform.apolo.us/user": "ann",
@@ -71,10 +78,15 @@ class Webhook:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Authorization": f"Bearer {self.token if token is None else token}"} if token != "" else {}
         async with self.http.post(path, data=io.BytesIO(data), headers=headers) as response:
-            return response.status, json.loads(await response.read())
+            answer = json.loads(await response.read())
+            if response.status == 200:
+                assert response.content_type == "application/json"
+                SCHEMA.validate(answer)
+            return response.status, answer
 
     async def ask(self, body: dict[str, Any]) -> dict[str, Any]:
         """The `response` of the review that comes back."""
+        SCHEMA.validate(body)
         status, answer = await self.post(body)
         assert status == 200, answer
         assert (answer["kind"], answer["apiVersion"]) == ("AdmissionReview", "admission.k8s.io/v1")
@@ -256,3 +268,17 @@ async def test_only_an_api_server_that_shows_who_it_is_is_answered(hook: Webhook
 async def test_an_unknown_preset_is_named_with_a_near_miss(hook: Webhook) -> None:
     response = await hook.ask(review(pod({**LABELS, "platform.apolo.us/preset": "smal"})))
     assert "Did you mean small?" in response["status"]["message"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"uid": 5}, {"allowed": "yes"}, {"allowed": None}, {"reason": "x"}, {"warnings": "x"}, {"warnings": ["a\nb"]},
+        {"warnings": ["x" * 257]}, {"auditAnnotations": {"a/b": "c"}}, {"auditAnnotations": {"a": 1}},
+        {"status": {"code": "403"}}, {"status": {"reason": "no_credits"}}, {"patch": "W10="},
+    ],
+)  # fmt: skip
+def test_the_schema_finds_what_an_api_server_would_not_take(change: dict[str, Any]) -> None:
+    SCHEMA.validate({**V1, "response": {"uid": "u", "allowed": True}})
+    with pytest.raises(ValidationError):
+        SCHEMA.validate({**V1, "response": {"uid": "u", "allowed": True, **change}})
