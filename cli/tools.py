@@ -92,11 +92,17 @@ def rates_show(at_us: int | None, cluster: str | None, as_json: bool, as_csv: bo
     """The rates in force, out of the ledger's history, beside those of the file."""
     import asyncio
 
+    from config.problems import ConfigError
     from config.rates import load_rates
     from ledger.clock import format_time, now_us
 
     given = settings()
-    plans = load_rates(given.rates)
+    plans: dict[str, RatePlan] = {}
+    bad: ConfigError | None = None
+    try:
+        plans = load_rates(given.rates)
+    except ConfigError as error:
+        bad = error  # what is in force is asked for most of all when the file is bad
     clusters = sorted({*plans, *(source.cluster for source in given.sources)})
     at = now_us() if at_us is None else at_us
 
@@ -110,10 +116,13 @@ def rates_show(at_us: int | None, cluster: str | None, as_json: bool, as_csv: bo
         rows += _rates_of(name, plan.at(at) if plan else None, file.at(at) if file else None)
     if as_json:
         print_json({"at": format_time(at), "rates": rows})
-        return
-    columns = ("cluster", "kind", "resource", "rate", "unit", "in_file")
-    print_rows(columns, rows, as_csv=as_csv, right=("rate", "in_file"), nothing="no rates")
-    if not as_csv and any(row["rate"] != row["in_file"] for row in rows):
+    else:
+        columns = ("cluster", "kind", "resource", "rate", "unit", "in_file")
+        print_rows(columns, rows, as_csv=as_csv, right=("rate", "in_file"), nothing="no rates")
+    if bad is not None:
+        click.echo(f"{bad}\nThe file is refused; `rate` is what is charged.", err=True)
+        click.get_current_context().exit(1)
+    if not as_csv and not as_json and any(row["rate"] != row["in_file"] for row in rows):
         click.echo("The exporter puts the file's rates in force; `rate` is what is charged.", err=True)
 
 
@@ -145,13 +154,25 @@ def dashboards() -> None:
 
 @dashboards.command("build")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--runbook", metavar="URL", default="docs/runbook.md", show_default=True, help="Where alerts find their runbook."
+)
+@click.option(
+    "--prometheus", metavar="URL", default="http://127.0.0.1:9090", show_default=True, help="Grafana's data source."
+)
 @json_option
-def dashboards_build(directory: Path, as_json: bool) -> None:
+def dashboards_build(directory: Path, runbook: str, prometheus: str, as_json: bool) -> None:
     """Write dashboards, provisioning, scrape configuration and rules into DIR."""
     from dashboards.build import build
 
     given = settings()
-    files = build(directory, exporter=reach(given.exporter.listen), enforcer=reach(given.enforcer.listen))
+    files = build(
+        directory,
+        exporter=reach(given.exporter.listen),
+        enforcer=reach(given.enforcer.listen),
+        prometheus=prometheus,
+        runbook=runbook,
+    )
     if as_json:
         print_json({"files": [str(file) for file in files]})
         return

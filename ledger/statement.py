@@ -26,6 +26,7 @@ from ledger.money import HOUR_US, format_hours, format_micro, parse_credits
 from ledger.steps import check_zone, step_bounds
 from ledger.store import Ledger
 from ledger.usage import UsageQuery, UsageReport, usage
+from ledger.usage_reader import read_horizon
 
 _MONTH: Final = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
 _GROUPS: Final = ("project", "kind", "resource", "app")
@@ -163,8 +164,11 @@ async def statement(ledger: Ledger, org: str, month: str, timezone: str = "UTC")
         raise UnknownOrg(f"no org {org!r}; `credits grant {org} CREDITS` creates it")
     entries = await entries_of(ledger, org)
     marks = await ledger.charging.source_marks()
+    # Where hours are not kept any more, the days that are; cut alike at both ends, so that no day is in two months.
+    horizon = await read_horizon(ledger)
+    since, until = horizon.settle(since, up=True), horizon.settle(until, up=True)
     used = await usage(ledger, UsageQuery(from_us=since, to_us=until, org=org, group_by=_GROUPS))
-    since, until = used.from_us, used.to_us  # where hours are not kept any more, the days that are
+    since, until = used.from_us, used.to_us
     before = await _charged_before(ledger, org, since)
     within = tuple(entry for entry in entries if since <= entry.at_us < until)
     opening = sum(_signed(entry) for entry in entries if entry.at_us < since) - before

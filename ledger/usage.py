@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from ledger import csv_text
-from ledger.clock import format_time
+from ledger.clock import INSTANT_MAX_US, format_time
 from ledger.errors import InvalidRequest, UnknownOrg
 from ledger.money import HOUR_US, format_hours, format_micro, format_rate
 from ledger.org_state import Row
@@ -76,6 +76,8 @@ class UsageQuery:
             raise InvalidRequest(f"step {self.step!r}: expected one of {', '.join(STEPS)}")
         if self.from_us >= self.to_us:
             raise InvalidRequest("from: expected an instant before `to`")
+        if self.step is not None and not 0 <= self.from_us < self.to_us <= INSTANT_MAX_US:
+            raise InvalidRequest("step: expected a period between 1970 and 2255 with it")
         if self.step is not None and (self.to_us - self.from_us) // HOUR_US > _STEPS_MAX:
             raise InvalidRequest(f"step: expected a period of at most {_STEPS_MAX // 8766} years with it")
         check_zone(self.timezone)

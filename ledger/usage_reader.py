@@ -156,7 +156,7 @@ class OrgReader:
         """Add all that was used in [since, until) to sums, for each part; parts start and end on full hours.
 
         `rows`: the numbers of those that are asked for, None for all. `whole`: where it is all there is, the org's
-        totals may stand for it, with what comes in meanwhile.
+        totals may stand for it, with what comes in for it meanwhile.
         """
         if not parts:
             return
@@ -177,9 +177,20 @@ class OrgReader:
         if not hours:
             return
         if whole and len(parts) == 1 and first <= int(oldest[0]) * 1_000_000 and int(newest[0]) * 1_000_000 < last:
-            parts[0][2].add(await again(partial(self._client.hgetall, names.spent)))
-            parts[0][2].settle()
-            return
+
+            async def ask_all() -> list[Any]:
+                async with self._client.pipeline(transaction=True) as pipe:
+                    pipe.hgetall(names.spent)
+                    pipe.zrange(names.hours, 0, 0)
+                    pipe.zrange(names.hours, -1, -1)
+                    answer: list[Any] = await pipe.execute()
+                    return answer
+
+            spent, oldest, newest = await again(ask_all)
+            if first <= int(oldest[0]) * 1_000_000 and int(newest[0]) * 1_000_000 < last:  # and nothing came since
+                parts[0][2].add(spent)
+                parts[0][2].settle()
+                return
         kept = {text(field) for field, state in marks.items() if state == b"ok"}
         wanted = [(key, sink) for since, until, sink in parts for key in self._cover(since, until, hours, kept)]
         fields = None

@@ -265,6 +265,9 @@ def test_dashboards_are_built(tmp_path: Path) -> None:
     files = lab.json("dashboards", "build", "out")["files"]
     assert files
     assert all((tmp_path / file).stat().st_size for file in files)
+    lab.ok("dashboards", "build", "out", "--runbook", "https://wiki/credits", "--prometheus", "http://prom:9090")
+    assert "https://wiki/credits#creditsoverdraft" in (tmp_path / "out/prometheus/rules/credits-alerts.yml").read_text()
+    assert "http://prom:9090" in (tmp_path / "out/grafana/provisioning/datasources/credits.yaml").read_text()
 
 
 def test_verify_says_what_differs(lab: Lab) -> None:

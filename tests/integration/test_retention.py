@@ -129,6 +129,18 @@ async def test_bounds_that_are_not_kept_any_more_are_said(valkey_url: str) -> No
         assert shape["total"] == "486"
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Asia/Kolkata", "America/New_York"])
+async def test_statements_of_months_kept_by_day_charge_nothing_twice(valkey_url: str, zone: str) -> None:
+    async with usage_lab(valkey_url) as lab:
+        await lab.ledger.accounts.grant("acme", 10**10, key="g", who="test", source="gift")
+        await lab.take(T0 + 35 * DAY, [job("j1", T0 + 25 * DAY, T0 + 35 * DAY)])
+        await lab.take(LATER, [])
+        assert (await retain(lab.ledger, LATER)).hours
+        first, second = [await statement(lab.ledger, "acme", month, zone) for month in ("2026-11", "2026-12")]
+        assert (first.to_us, first.closing_micro) == (second.from_us, second.opening_micro)
+        assert first.charged_micro + second.charged_micro == 10 * 24 * 40_500_000
+
+
 @pytest.mark.parametrize("restart", [False, True])
 async def test_a_forgotten_run_that_is_listed_again_is_counted_and_not_charged(valkey_url: str, restart: bool) -> None:
     async with usage_lab(valkey_url) as lab:

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger import keys
-from ledger.clock import format_time, parse_time, to_us
+from ledger import keys, usage_reader
+from ledger.clock import INSTANT_MAX_US, format_time, parse_time, to_us
+from ledger.connect import again
 from ledger.errors import InvalidRequest, UnknownOrg
 from ledger.model import Observation
 from ledger.money import parse_credits
@@ -324,6 +325,8 @@ async def test_filters_take_what_they_name(valkey_url: str) -> None:
         ({"to_us": T0}, "before `to`"),
         ({"timezone": "Europe/Berlni"}, "did you mean 'Europe/Berlin'"),
         ({"timezone": "../etc/passwd"}, "timezone"),
+        ({"step": "day", "from_us": T0, "to_us": INSTANT_MAX_US + 1}, "between 1970 and 2255"),
+        ({"step": "day", "from_us": -HOUR, "to_us": 0}, "between 1970 and 2255"),
     ],
 )
 async def test_a_wrong_question_is_refused_with_what_would_be_right(
@@ -332,6 +335,23 @@ async def test_a_wrong_question_is_refused_with_what_would_be_right(
     async with usage_lab(valkey_url) as lab:
         with pytest.raises(InvalidRequest, match=says):
             await usage(lab.ledger, replace(ALL, **change))  # type: ignore[arg-type]
+
+
+async def test_what_is_charged_after_a_period_while_it_is_asked_for_is_not_of_it(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with usage_lab(valkey_url) as lab:
+        await lab.take(T0 + HOUR, [job("j1", T0)])
+
+        async def slow(ask: Any) -> Any:
+            answer = await again(ask)
+            if getattr(ask, "__qualname__", "").startswith("OrgReader.add_buckets"):
+                await lab.take(T0 + 2 * HOUR, [job("j1", T0)])
+            return answer
+
+        monkeypatch.setattr(usage_reader, "again", slow)
+        found = await usage(lab.ledger, replace(ALL, from_us=T0, to_us=T0 + HOUR))
+        assert found.shape()["total"] == "40.5"
 
 
 async def test_a_roll_up_is_used_and_a_late_charge_is_seen_all_the_same(valkey_url: str) -> None:
