@@ -10,8 +10,9 @@ import sys
 import time
 from typing import Any
 
+from config.preset_sizes import Size
 from exporter.sources.apolo_records import read_job
-from exporter.sources.preset_sizes import PresetSizes, Size
+from exporter.sources.preset_sizes import PresetSizes
 
 SIZE = 3000
 """Bytes of a job, with its environment and volumes."""

@@ -12,6 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
+from config.preset_sizes import FittingPresets, rooms
 from config.sources import KubernetesSource, SourceSettings
 from enforcer.access import ADMIN, SCHEDULER, Route
 from enforcer.admission.desk import Desk
@@ -38,6 +39,7 @@ class KubernetesApi:
             clusters = dict.fromkeys(source.cluster for source in sources)
             found = [KubernetesSource(name=f"kubernetes-{name}", cluster=name) for name in clusters]
         self._sources = {source.cluster: source for source in found}
+        self._sizes = {source.cluster: FittingPresets(rooms(source.presets)) for source in found}
 
     def routes(self) -> list[Route]:
         paths = ("/k8s/admission", "/k8s/admission/{cluster}", "/k8s/admission/{cluster}/{token}")
@@ -54,7 +56,7 @@ class KubernetesApi:
             why = passes(review, settings)
             if why is not None:
                 return _json(review_answer(uid, True, noted={"passed": why}))
-            work = work_of(review, settings)
+            work = work_of(review, settings, self._sizes[settings.cluster])
             decision = await self._decide(work, f"{review.who} ({settings.cluster})")
         except NotAReview as error:
             if not uid:

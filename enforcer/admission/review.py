@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from config.preset_sizes import Container, FittingPresets, Size, pod_size
 from config.sources import KubernetesSource
 from ledger.admission import AdmissionRequest
 from ledger.names import is_name
@@ -46,11 +47,28 @@ class _Meta(msgspec.Struct, rename="camel"):
     owner_references: list[_Owner] | None = None
 
 
+_NOTHING: Final = msgspec.Raw(b"null")
+
+
+class _PodSpec(msgspec.Struct, rename="camel"):
+    # Read only where presets have sizes.
+    containers: msgspec.Raw = _NOTHING
+    init_containers: msgspec.Raw = _NOTHING
+
+    def size(self) -> Size | None:
+        """What the pod takes, None where it is written in no way that can be."""
+        try:
+            return pod_size(_read_containers(self.containers), _read_containers(self.init_containers))
+        except (msgspec.MsgspecError, ValueError):
+            return None
+
+
 class _Template(msgspec.Struct):
     metadata: _Meta | None = None
+    spec: _PodSpec | None = None
 
 
-class _Spec(msgspec.Struct, rename="camel"):
+class _Spec(_PodSpec, rename="camel"):
     active_deadline_seconds: int | None = None
     parallelism: int | None = None
     completions: int | None = None
@@ -125,8 +143,8 @@ def passes(review: ReviewRequest, settings: KubernetesSource) -> str | None:
     return None
 
 
-def work_of(review: ReviewRequest, settings: KubernetesSource) -> Work:
-    """The pod or job as the meter would see it: same labels, same id.
+def work_of(review: ReviewRequest, settings: KubernetesSource, sizes: FittingPresets) -> Work:
+    """The pod or job as the meter would see it: same labels, same id, same preset.
 
     Raises: NotAReview for an object that cannot be one.
     """
@@ -142,6 +160,10 @@ def work_of(review: ReviewRequest, settings: KubernetesSource) -> Work:
     job, instance = _labelled(labels, rules.job), _labelled(labels, rules.app)
     app = "" if job or not instance else labels.get("app.kubernetes.io/name") or instance
     preset = _labelled(labels, rules.preset)
+    if sizes:
+        pod = (spec.template.spec if spec.template is not None else None) if is_job else spec
+        found = sizes.find(preset, pod.size() if pod is not None else None)
+        preset = found[0] if found is not None else ""
     seconds = spec.active_deadline_seconds
     owner = next((one.uid for one in meta.owner_references or () if one.kind == "Job" and one.uid), None)
     asked = AdmissionRequest(
@@ -183,6 +205,10 @@ def review_answer(
     if noted:
         response["auditAnnotations"] = dict(noted)
     return msgspec.json.encode({"kind": "AdmissionReview", "apiVersion": API_VERSION, "response": response})
+
+
+def _read_containers(raw: msgspec.Raw) -> list[Container]:
+    return msgspec.json.decode(raw, type=list[Container] | None) or []
 
 
 def _labelled(labels: Mapping[str, str], names: Sequence[str]) -> str:

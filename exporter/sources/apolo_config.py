@@ -8,9 +8,10 @@ from typing import TypeVar
 
 import msgspec
 
+from config.preset_sizes import Size
 from exporter.sources.apolo_records import BROKEN, Count, Migs
 from exporter.sources.base import SourceError
-from exporter.sources.preset_sizes import PresetSizes, Size
+from exporter.sources.preset_sizes import PresetSizes
 from ledger.model import RateTable
 from ledger.money import AmountError, parse_rate
 

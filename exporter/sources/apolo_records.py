@@ -7,10 +7,11 @@ from typing import Annotated, Final
 
 import msgspec
 
+from config.preset_sizes import Size
 from exporter.sources import names
 from exporter.sources.base import SourceError
 from exporter.sources.names import Unbillable, optional_name, required_id, required_name
-from exporter.sources.preset_sizes import PresetSizes, Size
+from exporter.sources.preset_sizes import PresetSizes
 from ledger.clock import to_us
 from ledger.model import Interval, Kind, Observation
 

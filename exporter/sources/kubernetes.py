@@ -9,6 +9,7 @@ from typing import Final
 
 import aiohttp
 
+from config.preset_sizes import rooms
 from config.sources import ApoloSource as ApoloSettings
 from config.sources import KubernetesSource as KubernetesSettings
 from exporter.sources.base import SourceError
@@ -17,7 +18,7 @@ from exporter.sources.kubernetes_namespaces import Namespaces
 from exporter.sources.kubernetes_records import PodReader
 from exporter.sources.kubernetes_state import Claims, Pods
 from exporter.sources.kubernetes_watch import Reflector, Sink
-from exporter.sources.preset_sizes import PresetSizes, Size
+from exporter.sources.preset_sizes import PresetSizes
 from exporter.sources.storage_usage import StorageView, UsageReader
 from ledger.clock import Clock, now_us
 from ledger.model import Observation, Snapshot
@@ -54,10 +55,7 @@ class KubernetesSource:
         self._priced_apps = priced_apps
         self._settle_us = settle_us
         self._stale_us = stale_us
-        sizes = PresetSizes(
-            (size.preset, Size(round(size.cpu * 1000), round(size.memory_gb * 1_000_000_000), size.gpus))
-            for size in settings.presets
-        )
+        sizes = PresetSizes(rooms(settings.presets))
         reader = PodReader(settings.labels, sizes, jobs=beside is None, disks=beside is None or not beside.disks)
         self._namespaces = Namespaces(settings.labels, self._replace_in)
         self._pods = Pods(reader, self._namespaces, settings.skip_namespaces)

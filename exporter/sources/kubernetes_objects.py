@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from exporter.sources.preset_sizes import Size, size_of
+from config.preset_sizes import Container
 
 HOLD_ANNOTATION: Final = "credits.apolo.us/hold"
 """Where admission leaves the hold of a pod."""
@@ -28,25 +28,9 @@ class Metadata(msgspec.Struct, gc=False, rename="camel"):
     annotations: _Annotations | None = None
 
 
-class _Requirements(msgspec.Struct, gc=False):
-    limits: dict[str, str] | None = None
-    requests: dict[str, str] | None = None
-
-
-class _Container(msgspec.Struct, gc=False, rename="camel"):
-    resources: _Requirements | None = None
-    restart_policy: str | None = None
-
-    def size(self) -> Size:
-        """Limits, and requests of what has no limit. Raises: ValueError."""
-        if self.resources is None:
-            return Size()
-        return size_of({**(self.resources.requests or {}), **(self.resources.limits or {})})
-
-
 class PodSpec(msgspec.Struct, gc=False, rename="camel"):
-    containers: list[_Container]
-    init_containers: list[_Container] | None = None
+    containers: list[Container]
+    init_containers: list[Container] | None = None
     active_deadline_seconds: int | None = None
 
 

@@ -13,12 +13,13 @@ from typing import Final
 
 import msgspec
 
+from config.preset_sizes import Size, pod_size
+from config.quantity import parse_bytes
 from config.sources import Labels
 from exporter.sources import names
-from exporter.sources.kubernetes_objects import Claim, Pod, PodSpec
+from exporter.sources.kubernetes_objects import Claim, Pod
 from exporter.sources.names import Unbillable, optional_name, required_id, required_name
-from exporter.sources.preset_sizes import OVERSIZED, PresetSizes, Size
-from exporter.sources.quantity import parse_bytes
+from exporter.sources.preset_sizes import OVERSIZED, PresetSizes
 from ledger.clock import to_us
 from ledger.model import Kind, Observation
 
@@ -136,7 +137,7 @@ class PodReader:
         takes: Size | None = None
         if self._sizes:
             try:
-                takes = _takes(pod.spec)
+                takes = pod_size(pod.spec.containers, pod.spec.init_containers or ())
             except ValueError:
                 return label or app or None, names.MALFORMED
         try:
@@ -170,20 +171,6 @@ class PodReader:
             bytes=size,
         )
         return Tracked(observation, required_name(claim.metadata.namespace, names.MALFORMED))
-
-
-def _takes(spec: PodSpec) -> Size:
-    """What the scheduler sets aside: all main containers and sidecars at once, or the largest init container."""
-    running = Size()
-    starting = Size()
-    for container in spec.init_containers or ():
-        if container.restart_policy == "Always":
-            running += container.size()
-        else:
-            starting |= running + container.size()
-    for container in spec.containers:
-        running += container.size()
-    return running | starting
 
 
 def _billed(pod: Pod, before: Observation | None, now_us: int, deleted: bool) -> tuple[int | None, int | None]:

@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from jsonschema import Draft202012Validator, ValidationError
 
 from config.settings import AdmissionSettings, Settings
-from config.sources import KubernetesSource
+from config.sources import KubernetesSource, PresetSize
 from enforcer.app import build_app
 from ledger.connect import Client
 from ledger.model import RatePlan, RateTable
@@ -107,7 +107,8 @@ async def webhook(
     client: Client, settings: Settings = SETTINGS, credits_micro: int = 2 * CREDIT
 ) -> AsyncIterator[Webhook]:
     ledger = Ledger(client, 0)
-    await ledger.rates.publish(RatePlan("c", ((0, RateTable({"small": 4_000_000_000}, {"vllm": 8_000_000_000})),)))
+    presets = {"small": 4_000_000_000, "large": 8_000_000_000}
+    await ledger.rates.publish(RatePlan("c", ((0, RateTable(presets, {"vllm": 8_000_000_000})),)))
     await ledger.accounts.grant("acme", credits_micro, key="k", who="test")
     _, token = await ledger.tokens.create("scheduler")
     async with TestClient(TestServer(build_app(ledger, settings))) as http:
@@ -184,6 +185,41 @@ async def test_a_deadline_needs_less_and_an_app_its_own_rate(hook: Webhook) -> N
     app = {**LABELS, "app.kubernetes.io/instance": "mine", "app.kubernetes.io/name": "vllm"}
     assert (await hook.ask(review(pod(app, uid="app"))))["allowed"]
     assert await hook.held() == CREDIT // 10 + CREDIT  # the app's own rate is the instance's
+
+
+def takes(cpu: str, *more: str) -> list[dict[str, Any]]:
+    return [{"name": f"c{n}", "resources": {"limits": {"cpu": one}}} for n, one in enumerate((cpu, *more))]
+
+
+@pytest.mark.parametrize(
+    ("preset", "spec", "held"),
+    [
+        ("small", {"containers": takes("1")}, 1),
+        ("small", {"containers": takes("1", "500m")}, 2),
+        ("small", {"containers": takes("1"), "initContainers": takes("2")}, 2),
+        ("small", {"containers": takes("64")}, 2),
+        ("large", {"containers": takes("64")}, 2),
+        ("", {"containers": takes("1")}, 1),
+        ("small", {"containers": takes("much")}, 1),
+        ("small", {"containers": "none"}, 1),
+    ],
+)
+async def test_a_pod_is_held_for_by_the_preset_that_it_will_be_charged_by(
+    client: Client, preset: str, spec: dict[str, Any], held: int
+) -> None:
+    sizes = (PresetSize(preset="small", cpu=1, memory_gb=4), PresetSize(preset="large", cpu=4, memory_gb=16))
+    source = KubernetesSource(name="k", cluster="c", presets=sizes)
+    labels = {**LABELS, "platform.apolo.us/preset": preset}
+    async with webhook(client, replace(SETTINGS, sources=(source,))) as hook:
+        assert (await hook.ask(review(pod(labels, **spec), dryRun=True)))["allowed"]
+        assert (await hook.ask(review(pod(labels, **spec))))["allowed"]
+        assert await hook.held() == held * CREDIT
+        await hook.ledger.accounts.grant("acme", 2 * CREDIT, key="more", who="test")
+        job = a_job()
+        job["spec"]["template"]["metadata"]["labels"] = labels
+        job["spec"]["template"]["spec"] = spec
+        assert (await hook.ask(review(job, resource="jobs")))["allowed"]
+        assert await hook.held() == 2 * held * CREDIT
 
 
 async def test_a_pod_that_nobody_pays_for_is_refused_unless_unknown_orgs_are_let_in(client: Client) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from config.preset_sizes import Size
 from exporter.sources.apolo_config import rates_of, read_config, sizes_of
 from exporter.sources.apolo_disks import Project, read_disks, read_projects
 from exporter.sources.base import SourceError
-from exporter.sources.preset_sizes import Size
 from exporter.sources.storage_usage import read_usage
 
 PRESET = {"name": "gpu", "credits_per_hour": "10.5", "cpu": 7.0, "memory": 48 * 2**30, "nvidia_gpu": {"count": 1}}

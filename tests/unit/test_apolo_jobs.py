@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from config.preset_sizes import Size
 from exporter.sources.apolo_records import Job, Verdict, read_job, run_of
 from exporter.sources.base import SourceError
-from exporter.sources.preset_sizes import PresetSizes, Size
+from exporter.sources.preset_sizes import PresetSizes
 from ledger.model import Observation
 from tests.standins.apolo_api import ApoloApi
 

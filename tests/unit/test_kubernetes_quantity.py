@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from config.preset_sizes import Size, size_of
+from config.quantity import parse_bytes, parse_quantity
 from exporter.sources.names import Unbillable
-from exporter.sources.preset_sizes import PresetSizes, Size, size_of
-from exporter.sources.quantity import parse_bytes, parse_quantity
+from exporter.sources.preset_sizes import PresetSizes
 
 SUFFIXES = {
     "n": Fraction(1, 10**9), "u": Fraction(1, 10**6), "m": Fraction(1, 1000), "": Fraction(1), "k": Fraction(10**3),
