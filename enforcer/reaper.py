@@ -29,6 +29,8 @@ from ledger.money import HOUR_US, format_micro
 from ledger.store import Ledger
 
 _SIGNALLED, _SUSPENDED, _STOPPED, _CANNOT = "signal", "suspend", "stop", "cannot"
+_SUSPENDING: Final = "suspending"
+"""Noted before it is asked for: whether it was done is not known where no answer comes, and it has to be undone."""
 _AT_ONCE: Final = 8
 _STOP_SECONDS: Final = 2.0
 _MINUTE_US: Final = 60_000_000
@@ -45,6 +47,8 @@ class _Tier:
     state: TierState
     project: str | None = None
     user: str | None = None
+    field: str = ""
+    """Of `held` and `running`."""
 
     def covers(self, work: RunningWork) -> bool:
         return self.project is None or (work.project == self.project and self.user in (None, work.user))
@@ -116,26 +120,34 @@ class Reaper:
         now = self._clock()
         tiers = _tiers(org, balance, budgets, state, now, self._hold_us)
         work: list[RunningWork] = []
+        unsure: Mapping[str, int] = {}
         # What runs is only read, which is long for a large org, where something may have to be done about it.
         if any(max(tier.state.stage, decide(tier.state, tier.facts, policy).stage) >= Stage.GRACE for tier in tiers):
             work = await self._ledger.exhaustion.running_work(org)
+            stale = [source for source, mark in marks.items() if now - mark > self._stale_us]
+            unsure = await self._ledger.exhaustion.set_aside(org, stale)
+        acted = dict(state.acted)
         stage = Stage.NONE
         for tier in tiers:
             mine = [one for one in work if tier.covers(one) and self._may_act(one)]
             fresh = [one for one in mine if now - marks.get(one.source, 0) <= self._stale_us]
-            facts = tier.facts if len(fresh) == len(mine) else _not_fresh(tier.facts)
+            # Enough of what it wants has to be known from sources that were read lately, also those we cannot act on.
+            only_by_stale = (
+                tier.facts.is_dry
+                and not replace(tier.facts, wanted_micro=tier.facts.wanted_micro - unsure.get(tier.field, 0)).is_dry
+            )
+            facts = _not_fresh(tier.facts) if only_by_stale or len(fresh) < len(mine) else tier.facts
             after = decide(tier.state, facts, policy)
             if after != tier.state:
                 await self._enter(org, tier, after, policy)
             if tier.name == ORG_TIER:
                 stage = Stage(after.stage)
-            await self._act(org, tier, after, policy, fresh, state, balance)
+            await self._act(org, tier, after, policy, [] if only_by_stale else fresh, acted, balance)
         known = {tier.name for tier in tiers}
         for name in state.stages.keys() - known:  # its budget was removed
             await self._ledger.exhaustion.write(org, name, None, None)
-        for (name, source, workload), what in state.acted.items():
-            if name not in known:
-                await self._undo(org, name, source, workload, what)
+        for name, source, workload in [one for one in acted if one[0] not in known]:
+            await self._undo(org, name, source, workload, acted)
         return stage
 
     def _may_act(self, work: RunningWork) -> bool:
@@ -161,12 +173,12 @@ class Reaper:
 
     async def _act(
         self, org: str, tier: _Tier, after: TierState, policy: Policy, fresh: Sequence[RunningWork],
-        state: ExhaustionState, balance: Balance,
+        acted: dict[tuple[str, str, str], str], balance: Balance,
     ) -> None:  # fmt: skip
-        done = {(source, workload): what for (name, source, workload), what in state.acted.items() if name == tier.name}
+        done = {(source, workload): what for (name, source, workload), what in acted.items() if name == tier.name}
         if after.stage < Stage.GRACE:
-            for (source, workload), what in done.items():
-                await self._undo(org, tier.name, source, workload, what)
+            for source, workload in done:
+                await self._undo(org, tier.name, source, workload, acted)
             return
         until = format_time(after.until_us)
         ask = balance.contact or f"an owner of org {org}"
@@ -186,6 +198,8 @@ class Reaper:
 
     async def _do(self, org: str, tier: str, work: RunningWork, what: str, reason: str) -> None:
         actions = self._actions[work.source]
+        if what == _SUSPENDED:
+            await self._ledger.exhaustion.note(org, tier, work.source, work.id, _SUSPENDING)
         call = {_SIGNALLED: actions.signal, _SUSPENDED: actions.suspend, _STOPPED: actions.stop}[what]
         try:
             outcome = await call(work.id, reason)
@@ -199,9 +213,16 @@ class Reaper:
             log.warning("org %s: %s runs on a scheduler that cannot %s it", org, work.id, what)
             await self._ledger.exhaustion.note(org, tier, work.source, work.id, _CANNOT)
 
-    async def _undo(self, org: str, tier: str, source: str, workload: str, what: str) -> None:
-        """What was suspended goes on; what was only told is forgotten."""
-        if what == _SUSPENDED and source in self._actions:
+    async def _undo(
+        self, org: str, tier: str, source: str, workload: str, acted: dict[tuple[str, str, str], str]
+    ) -> None:
+        """What was suspended goes on, unless another tier wants it suspended; what was only told is forgotten."""
+        rests = (_SUSPENDED, _SUSPENDING)
+        is_last = not any(
+            what in rests and name != tier and (its_source, its_id) == (source, workload)
+            for (name, its_source, its_id), what in acted.items()
+        )
+        if acted[tier, source, workload] in rests and is_last and source in self._actions:
             try:
                 if await self._actions[source].resume(workload) is Outcome.LATER:
                     return
@@ -210,6 +231,7 @@ class Reaper:
                 return
             log.info("org %s: %s goes on", org, workload)
         await self._ledger.exhaustion.note(org, tier, source, workload, None)
+        del acted[tier, source, workload]
 
 
 @asynccontextmanager
@@ -255,7 +277,7 @@ def _tiers(
         )
         title = f"budget ({budget.period}) of {whose}"
         before = state.stages.get(budget.id, TierState())
-        tiers.append(_Tier(budget.id, title, facts, before, budget.project, budget.user))
+        tiers.append(_Tier(budget.id, title, facts, before, budget.project, budget.user, field))
     return tiers
 
 

@@ -65,6 +65,11 @@ class TierFacts:
     ends_us: int | None = None
     is_fresh: bool = True
 
+    @property
+    def is_dry(self) -> bool:
+        """Whether what runs cannot have its window of credits."""
+        return self.wanted_micro > max(0, self.left_micro)
+
 
 def decide(state: TierState, facts: TierFacts, policy: Policy) -> TierState:
     """The state from now on; `state` itself where nothing changed."""
@@ -81,16 +86,15 @@ def _stage(state: TierState, facts: TierFacts, policy: Policy) -> Stage:
     by_balance = _by_balance(facts, policy)
     if facts.unlimited:
         return Stage.NONE
-    is_dry = facts.wanted_micro > max(0, facts.left_micro)
     if policy.then == "block":
-        return Stage.BLOCK if is_dry else by_balance
+        return Stage.BLOCK if facts.is_dry else by_balance
     if state.stage == Stage.ACT:
-        if is_dry or (
+        if facts.is_dry or (
             policy.then == "suspend" and facts.left_micro - facts.held_micro < facts.wanted_micro + state.need_micro
         ):
             return Stage.ACT
         return by_balance
-    if not is_dry:
+    if not facts.is_dry:
         return by_balance
     if not facts.is_fresh:  # nothing goes further on what may no longer be so
         return Stage(state.stage) if state.stage >= Stage.BLOCK else Stage.BLOCK

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -119,6 +120,16 @@ class ExhaustionStore:
             await again(lambda: self._client.hdel(names.acted, field))
         else:
             await again(lambda: self._client.hset(names.acted, field, what))
+
+    async def set_aside(self, org: str, sources: Sequence[str]) -> dict[str, int]:
+        """What running work of these sources is to have set aside, by tier field."""
+        names = keys.of_org(org)
+        found: dict[str, int] = {}
+        for source in sources:
+            fields = await again(partial(self._client.hgetall, names.running_of(source)))
+            for tier, micro in fields.items():
+                found[text(tier)] = found.get(text(tier), 0) + int(micro)
+        return found
 
     async def running_work(self, org: str) -> list[RunningWork]:
         """Jobs and apps of an org that are billed at this moment."""

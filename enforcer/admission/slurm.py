@@ -53,14 +53,16 @@ class SlurmApi:
             raise Problem(
                 503, "accounts_unavailable", "Slurm's account tree could not be read yet.", {"Retry-After": "5"}
             )
-        asked, refusal = await self._request(job, source, owner_of(job.account, source.rules, parents))
+        owner = owner_of(job.account, source.rules, parents)
+        if owner is not None:
+            check_org(token, owner[0])
+        asked, refusal = await self._request(job, source, owner)
         if refusal is not None:
             return answer(decision_shape(self._desk.refuse(asked, refusal, who=token.who, via="slurm")))
-        check_org(token, asked.org)
         decision = await self._desk.decide(asked, who=token.who, via="slurm")
         if decision.allowed and job.replaces_hold and not asked.replaces:
             former = org_of_hold(job.replaces_hold, [])
-            if former is not None:
+            if former is not None and token.org in (None, former):
                 self._desk.aftermath.release(former, job.replaces_hold)
         return answer(decision_shape(decision))
 

@@ -398,6 +398,20 @@ async def test_the_slurm_hook_is_answered_by_the_rules_of_its_cluster(api: Api) 
     assert (await verify(api.ledger))["ok"]
 
 
+async def test_a_hook_for_one_org_touches_no_other_org(api: Api) -> None:
+    await give(api, "30")
+    await give(api, "30", "globex", "k2")
+    theirs = await api.call("POST", "/v1/admission/slurm", slurm(account="globex-vision"), "scheduler")
+    _, api.tokens["hook"] = await api.ledger.tokens.create("scheduler", "acme")
+    moved = slurm(job_id=8, time_limit_minutes=6, replaces_hold=theirs[1]["hold_id"])
+    assert (await api.call("POST", "/v1/admission/slurm", moved, "hook"))[1]["allowed"]
+    unpriced = slurm(account="globex-vision", partition="gpuu")
+    assert (await api.call("POST", "/v1/admission/slurm", unpriced, "hook"))[0] == 403
+    await asyncio.sleep(0.3)  # releases are made beside the answer
+    assert (await api.ledger.accounts.balance("globex")).held_micro == 1_000_000
+    assert await api.ledger.refusals.read("globex", None, 10) == []
+
+
 @asynccontextmanager
 async def with_own_server(
     make_server: Callable[..., ServerProcess], settings: Settings

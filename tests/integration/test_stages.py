@@ -299,6 +299,52 @@ async def test_a_budget_stops_only_its_own_work_until_its_next_period(client: Cl
     assert cluster.scheduler.done[2:] == [("resume", "1")]
 
 
+async def test_a_suspension_that_got_no_answer_is_undone_all_the_same(client: Client) -> None:
+    cluster = Cluster(client)
+    await cluster.setup(CREDIT, "1")
+    assert await cluster.after(14) == Stage.GRACE
+    cluster.scheduler.fails = True
+    assert await cluster.after(10) == Stage.ACT
+    cluster.suspensions["1"] = [(cluster.now, None)]  # it was done, only nobody was told
+    cluster.scheduler.fails = False
+    assert await cluster.after(1) == Stage.ACT
+    await cluster.grant(1000 * CREDIT)
+    assert await cluster.after(1) == Stage.NONE
+    assert cluster.scheduler.done[-1] == ("resume", "1")
+    assert (await cluster.ledger.exhaustion.read("acme")).acted == {}
+
+
+async def test_what_two_tiers_suspended_goes_on_when_the_last_of_them_has_credits(client: Client) -> None:
+    cluster = Cluster(client)
+    await cluster.setup(2 * CREDIT, "1")
+    await cluster.ledger.budgets.put("acme", "p", None, 2 * CREDIT, who="test", period="total")
+    await cluster.after(16)
+    await cluster.after(10)
+    assert ("suspend", "1") in cluster.scheduler.done
+    await cluster.ledger.budgets.put("acme", "p", None, 1000 * CREDIT, who="test", period="total")
+    assert await cluster.after(1) == Stage.ACT
+    assert ("resume", "1") not in cluster.scheduler.done
+    await cluster.grant(1000 * CREDIT)
+    assert await cluster.after(1) == Stage.NONE
+    assert cluster.scheduler.done[-1] == ("resume", "1")
+
+
+async def test_nothing_is_stopped_for_what_a_silent_source_said_that_nobody_can_act_on(client: Client) -> None:
+    cluster = Cluster(client, "stop")
+    await cluster.setup(4 * CREDIT, "1")
+    silent = Nothing()
+    silent.name = "json"
+    others = [Observation(f"x{n}", Kind.JOB, "acme", "q", "u", "small", "", T0) for n in range(2)]
+    await Rounds(Books(cluster.ledger), silent, 15 * MINUTE).take(Snapshot("json", "c", T0, others), None)
+    cluster.rounds = Rounds(Books(cluster.ledger), Nothing(), 15 * MINUTE)
+    assert await cluster.after(1) < Stage.BLOCK
+    for _ in range(4):
+        assert await cluster.after(10) <= Stage.BLOCK  # less than 3 credits are left, but this job needs 1 only
+    assert cluster.scheduler.done == []
+    assert await cluster.after(5) == Stage.GRACE  # less than 1 is left: what the others say makes no difference
+    assert cluster.scheduler.done == [("signal", "1")]
+
+
 async def test_of_two_enforcers_one_acts(client: Client) -> None:
     one, other = Cluster(client), Cluster(client)
     await one.setup(CREDIT, "1")
