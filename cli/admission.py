@@ -133,6 +133,7 @@ def budget_set(
     from ledger.admission_shapes import budget_shape
 
     async def work(ledger: Ledger) -> dict[str, Any]:
+        await ledger.accounts.balance(org)  # a name that is no org is refused, not made one
         state = await ledger.budgets.put(org, project, user, amount, who=who(), period=period, timezone=timezone)
         return budget_shape(org, state)
 

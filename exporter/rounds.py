@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from ledger.rates_history import RateLine, line_of
 from ledger.runs import Run, RunKey, cumulative, key_of
 from ledger.store import Ledger
 
+log = logging.getLogger(__name__)
 CHUNK = 5000
 """Run records one commit writes at most, so that no script holds up the server for long."""
 TRIES = 8
@@ -376,4 +378,7 @@ class Rounds:
         self._unpriced = self.meter.unpriced
         counts["too_late"] = counts.get("too_late", 0) + self.meter.too_late - self._too_late
         self._too_late = self.meter.too_late
+        for reason, count in counts.items():
+            if count > 0:
+                log.warning("Source %s: %d workloads are not charged: %s.", self.meter.source, count, reason)
         await self.ledger.charging.count_unbillable(self.meter.source, counts)

@@ -187,6 +187,8 @@ class Accounts:
                 raise InvalidRequest(f"{what} {format_time(instant)}: expected a time between the years 1970 and 2255")
         if effective_us is not None and expires_us is not None and expires_us <= effective_us:
             raise InvalidRequest("expires_at is not after effective_at: the grant would never count")
+        if expires_us is not None and expires_us <= now and not await self._has_grant(org, key):
+            raise InvalidRequest(f"expires_at {format_time(expires_us)} is over: the grant would never count")
         # The body as asked, so that a retry without effective_at is the same request a minute later.
         body = [org, micro, source, reason, effective_us, expires_us]
         digest = hashlib.sha256(msgspec.json.encode(body)).hexdigest()
@@ -225,6 +227,9 @@ class Accounts:
                 f"({known.credits} credits); use a new key for a new grant"
             )
         return GrantReceipt(known, said == "replayed")
+
+    async def _has_grant(self, org: str, key: str) -> bool:
+        return bool(await again(lambda: self._client.hexists(keys.of_org(org).grants, key)))
 
     async def balance(self, org: str) -> Balance:
         """Raises: UnknownOrg when nothing was ever granted to or spent by it."""

@@ -30,7 +30,7 @@ times = st.integers(0, 60 * 24 * 4).map(lambda n: START + n * HOUR // 4)
 async def _grant(lab: UsageLab, data: st.DataObject, number: int) -> None:
     expires = data.draw(st.one_of(st.none(), times))
     effective = data.draw(st.one_of(st.none(), times))
-    if expires is not None and expires <= (lab.clock[0] if effective is None else effective):
+    if expires is not None and expires <= max(lab.clock[0], effective or 0):
         expires = None
     await lab.ledger.accounts.grant(
         "acme", data.draw(st.integers(1, 10**10)), key=f"g{number}", who="test",
