@@ -15,6 +15,8 @@ INSTANT_MAX_US: Final = 2**53
 """Instants that count are from 1970 to here (2255), so that every part of the ledger holds them exactly."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = timedelta(microseconds=1)
+_FIRST_US = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _US
+_LAST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _US
 
 
 def now_us() -> int:
@@ -48,7 +50,10 @@ def parse_time(text: str) -> int:
         raise ValueError(f"{text!r} is not a time like 2026-11-22T10:00:00Z") from None
     if moment.tzinfo is None:
         raise ValueError(f"{text!r} has no time zone; write 2026-11-22T10:00:00Z")
-    return to_us(moment)
+    us = to_us(moment)
+    if not _FIRST_US <= us <= _LAST_US:  # an offset may lead out of the years that have a text
+        raise ValueError(f"{text!r} is not in the years 1 to 9999 of UTC")
+    return us
 
 
 def format_time(us: int) -> str:

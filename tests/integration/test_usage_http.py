@@ -118,6 +118,8 @@ async def test_a_statement_as_json_csv_and_html(api: Api) -> None:
         ("step=fortnight", "step 'fortnight'"),
         ("step=day&timezone=Mars", "timezone 'Mars'"),
         ("from=yesterday", "from"),
+        ("to=9999-12-31T23:59:59-14:00", "years 1 to 9999"),
+        ("from=9999-12-01T00:00:00Z&to=9999-12-31T00:00:00Z&step=day", "between 1970 and 2255"),
         ("from=2026-11-02T00:00:00Z&to=2026-11-01T00:00:00Z", "before `to`"),
         ("org=a&org=b", "twice"),
         ("limit=0", "limit"),
