@@ -114,8 +114,9 @@ class Reaper:
         state = await self._ledger.exhaustion.read(org)
         budgets = await self._ledger.budgets.states(org)
         policy = self._policy.of_org(balance.policy)
-        mode = balance.policy.get("mode") or self._admission.mode
-        if mode != "enforce":  # what is only tried out stops nothing
+        own_mode = balance.policy.get("mode")
+        modes = [own_mode] if own_mode else [self._admission.mode, *self._admission.clusters.values()]
+        if "enforce" not in modes:  # what is only tried out stops nothing
             policy = Policy(policy.warn_us, policy.grace_us, "block")
         now = self._clock()
         tiers = _tiers(org, balance, budgets, state, now, self._hold_us)
@@ -129,7 +130,7 @@ class Reaper:
         acted = dict(state.acted)
         stage = Stage.NONE
         for tier in tiers:
-            mine = [one for one in work if tier.covers(one) and self._may_act(one)]
+            mine = [one for one in work if tier.covers(one) and self._may_act(one, own_mode)]
             fresh = [one for one in mine if now - marks.get(one.source, 0) <= self._stale_us]
             # Enough of what it wants has to be known from sources that were read lately, also those we cannot act on.
             only_by_stale = (
@@ -150,8 +151,10 @@ class Reaper:
             await self._undo(org, name, source, workload, acted)
         return stage
 
-    def _may_act(self, work: RunningWork) -> bool:
-        return work.source in self._actions and self._admission.mode_of(work.cluster) == "enforce"
+    def _may_act(self, work: RunningWork, own_mode: str | None) -> bool:
+        """By the mode that admission goes by: an org's own before its cluster's, unless that is off."""
+        mode = self._admission.mode_of(work.cluster)
+        return work.source in self._actions and mode != "off" and (own_mode or mode) == "enforce"
 
     async def _enter(self, org: str, tier: _Tier, after: TierState, policy: Policy) -> None:
         word = WORDS.get(Stage(after.stage), policy.then)

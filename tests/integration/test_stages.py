@@ -244,6 +244,27 @@ async def test_where_the_policy_says_so_only_new_work_is_refused(client: Client,
     assert cluster.scheduler.done == []
 
 
+@pytest.mark.parametrize(
+    ("modes", "own", "acts"),
+    [
+        ({"mode": "shadow", "clusters": {"c": "enforce"}}, None, True),
+        ({"mode": "shadow"}, "enforce", True),
+        ({"mode": "enforce"}, "shadow", False),
+        ({"mode": "enforce", "clusters": {"c": "off"}}, "enforce", False),
+        ({"mode": "enforce", "clusters": {"c": "shadow"}}, None, False),
+    ],
+)
+async def test_what_runs_is_stopped_where_new_work_is_refused(
+    client: Client, modes: dict[str, Any], own: str | None, acts: bool
+) -> None:
+    cluster = Cluster(client, "stop", **modes)
+    await cluster.ledger.accounts.upsert("acme", who="test", policy={} if own is None else {"mode": own})
+    await cluster.setup(CREDIT, "1")
+    for minutes in (14, 11):
+        await cluster.after(minutes)
+    assert (("stop", "1") in cluster.scheduler.done) is acts
+
+
 async def test_nothing_is_stopped_on_stale_facts(client: Client) -> None:
     cluster = Cluster(client, "stop")
     await cluster.setup(CREDIT, "1")
