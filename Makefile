@@ -23,6 +23,7 @@ run: $(INSTALLED)  ## everything on this machine; SOURCE=simulated (default), js
 
 test: $(INSTALLED)  ## all tests; installs the system packages they need
 	@deploy/test-packages.sh
+	@deploy/test-node.sh
 	$(PY) -m pytest -n 2 --dist loadgroup $(T)
 
 test-fast: $(INSTALLED)  ## the tests of the edit loop, under a minute
