@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, runtime_checkable
@@ -14,10 +15,14 @@ from exporter.sources.base import SourceError
 from ledger.clock import Clock, now_us
 from ledger.errors import LedgerUnavailable
 from ledger.model import RateTable, Snapshot
+from ledger.money import HOUR_US
 from ledger.waiting_holds import WaitingHolds
 
 FETCH_SECONDS: Final = 900.0
 """Sources bound their own calls; this is for what none of them thought of."""
+_AHEAD_US: Final = HOUR_US // 12
+"""How far a source's clock may be ahead of ours before that is told: five minutes."""
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -55,6 +60,7 @@ class SourceRounds:
         self._task: asyncio.Task[None] | None = None
         self._committing = False
         self._given_up = False
+        self._told_ahead = False
 
     async def run(self) -> None:
         """One round; what goes wrong is shown, and the next one tries again."""
@@ -150,9 +156,17 @@ class SourceRounds:
         finally:
             health.fetch_seconds = time.monotonic() - began
         health.up, health.snapshot_us = True, self._clock()
+        self._note_ahead(snapshot.taken_us - health.snapshot_us)
         if self._prices is not None and table is not None:
             await self._prices[1].complete(source.cluster, table)
         return snapshot, since
+
+    def _note_ahead(self, ahead_us: int) -> None:
+        """Told once: `taken_at` is the clock, and a simulation may run ahead of ours, so it is charged all the same."""
+        if ahead_us > _AHEAD_US and not self._told_ahead:
+            name, hours = self.health.name, ahead_us / HOUR_US
+            log.warning("Source %s: its clock is %.1f h ahead of ours; it is charged up to there.", name, hours)
+        self._told_ahead = ahead_us > _AHEAD_US
 
     async def _take(self, snapshot: Snapshot, since: int | None) -> RoundReport:
         # First, so that no trouble with one org lets another's holds expire.

@@ -515,3 +515,14 @@ async def _holds_nothing(ledger: Ledger) -> bool:
 async def _plan_has(ledger: Ledger, nano: int) -> bool:
     plan = (await ledger.rates.read("default"))[1]
     return plan is not None and plan.steps[-1][1].presets["large"] == nano
+
+
+async def test_a_clock_far_ahead_of_ours_is_told_and_charged_all_the_same(
+    tmp_path: Path, valkey_url: str, ledger: Ledger, cluster: FileCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = now_us()
+    cluster.job("a", preset="large", started_us=now)
+    cluster.show(now + 2 * HOUR)
+    assert all(r.ok for r in await run_once(settings_of(tmp_path, valkey_url, cluster.source())))
+    assert sum((await spent(ledger)).values()) == 81_000_000
+    assert any("2.0 h ahead of ours" in r.getMessage() for r in caplog.records)
