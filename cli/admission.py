@@ -131,8 +131,10 @@ def budget_set(
 ) -> None:
     """Set a cap; 0 is zero. What its current period has spent already counts."""
     from ledger.admission_shapes import budget_shape
+    from ledger.steps import check_zone
 
     async def work(ledger: Ledger) -> dict[str, Any]:
+        check_zone(timezone)
         await ledger.accounts.balance(org)  # a name that is no org is refused, not made one
         state = await ledger.budgets.put(org, project, user, amount, who=who(), period=period, timezone=timezone)
         return budget_shape(org, state)

@@ -187,8 +187,12 @@ class Accounts:
                 raise InvalidRequest(f"{what} {format_time(instant)}: expected a time between the years 1970 and 2255")
         if effective_us is not None and expires_us is not None and expires_us <= effective_us:
             raise InvalidRequest("expires_at is not after effective_at: the grant would never count")
-        if expires_us is not None and expires_us <= now and not await self._has_grant(org, key):
-            raise InvalidRequest(f"expires_at {format_time(expires_us)} is over: the grant would never count")
+        is_over = effective_us is None and expires_us is not None and expires_us <= now
+        if is_over and expires_us is not None and not await self._has_grant(org, key):
+            raise InvalidRequest(
+                f"expires_at {format_time(expires_us)} is over: the grant would never count; one that is to pay for "
+                "use in the past has an effective_at in the past"
+            )
         # The body as asked, so that a retry without effective_at is the same request a minute later.
         body = [org, micro, source, reason, effective_us, expires_us]
         digest = hashlib.sha256(msgspec.json.encode(body)).hexdigest()
