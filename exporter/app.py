@@ -285,9 +285,11 @@ async def _task(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
+        while not task.done():
+            task.cancel()  # again and again: one that comes together with a result is lost
+            await asyncio.wait([task], timeout=0.5)
         with suppress(asyncio.CancelledError):
-            await task
+            task.result()
 
 
 @contextmanager
