@@ -380,5 +380,5 @@ class Rounds:
         self._too_late = self.meter.too_late
         for reason, count in counts.items():
             if count > 0:
-                log.warning("Source %s: %d workloads are not charged: %s.", self.meter.source, count, reason)
+                log.warning("Source %s: workloads to look at, counted as %s: %d.", self.meter.source, reason, count)
         await self.ledger.charging.count_unbillable(self.meter.source, counts)

@@ -127,6 +127,8 @@ class ApoloClient:
                 missing = []
             if missing:
                 return [f"{right.get('action', '?')} {right.get('uri', '?')}" for right in missing]
+        if status == 401:
+            raise NotAllowed(_bad_token(url))
         raise SourceError(
             f"{_shown(url)} answers {status} instead of telling the token's rights: {text[:300] or 'no text'}"
         )
@@ -173,13 +175,17 @@ class ApoloClient:
         return {"Authorization": f"Bearer {self._bearer()}"}
 
 
+def _bad_token(url: URL) -> str:
+    return f"{_shown(url)} does not accept the token (401): it is wrong or has expired; give a new one"
+
+
 async def _refusal(response: aiohttp.ClientResponse) -> SourceError:
     text = (await response.text(errors="replace"))[:300]
     where = _shown(response.url)
     if response.status == 404:
         return NotFound(f"{where} is not there: {text}")
     if response.status == 401:
-        return NotAllowed(f"{where} does not accept the token (401): it is wrong or has expired; give a new one")
+        return NotAllowed(_bad_token(response.url))
     if response.status == 403:
         return NotAllowed(f"{where} is not allowed to the token's user (403): {text}")
     return SourceError(f"{where} answers {response.status}: {text}")

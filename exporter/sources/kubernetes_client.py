@@ -115,7 +115,12 @@ class KubernetesClient:
             if self._settings.client_cert is not None:
                 context.load_cert_chain(self._settings.client_cert, self._settings.client_key)
         except (OSError, ssl.SSLError) as error:
-            raise KubernetesError(f"the certificates for {self.url} cannot be loaded: {error}") from error
+            files = (self._ca_file, self._settings.client_cert, self._settings.client_key)
+            told = ", ".join(str(file) for file in files if file is not None)
+            help_ = "; outside of the cluster set url, token_file and ca_file" if self._settings.url is None else ""
+            raise KubernetesError(
+                f"the certificates for {self.url} ({told}) cannot be loaded: {error}{help_}"
+            ) from error
         return context
 
     def _headers(self) -> dict[str, str]:
