@@ -210,6 +210,8 @@ class Rounds:
         is_newer = since is None or snapshot.taken_us > since
         if is_newer and not too_large and not report.failed and await self._still_committed():
             await self.ledger.charging.set_source_mark(meter.source, snapshot.taken_us)
+            if not await self._still_committed():  # the server lost its tail and came back in between
+                await self.ledger.charging.set_source_mark(meter.source, since)
         await self._count(snapshot)
         if too_large is not None:
             raise too_large

@@ -193,9 +193,12 @@ class Charging:
         """Micro-credits an hour that what runs now of a source costs an org."""
         return int(await again(lambda: self._client.hget(keys.of_org(org).org, f"burn:{source}")) or 0)
 
-    async def set_source_mark(self, source: str, taken_us: int) -> None:
-        """Say that everything in the snapshot of this instant is committed."""
-        await again(lambda: self._client.hset(keys.SOURCES, source, str(taken_us)))
+    async def set_source_mark(self, source: str, taken_us: int | None) -> None:
+        """Say that everything in the snapshot of this instant is committed; None: in none yet."""
+        if taken_us is None:
+            await again(lambda: self._client.hdel(keys.SOURCES, source))
+        else:
+            await again(lambda: self._client.hset(keys.SOURCES, source, str(taken_us)))
 
     async def count_unbillable(self, source: str, counts: Mapping[str, int]) -> None:
         """Add to the counters of workloads that could not be charged. A lost answer may count them again."""
