@@ -5,6 +5,8 @@ INSTALLED := $(VENV)/.installed
 SOURCE ?= simulated
 # `make test-fast T=tests/unit/test_money.py` runs a part.
 T ?= tests
+FAST := tests/unit tests/integration/test_charges_equal_the_model.py tests/integration/test_facts_that_change.py \
+	tests/integration/test_holds_end_with_their_jobs.py tests/integration/test_grants_that_are_over.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-fast check bench lock dashboards clean
@@ -26,8 +28,8 @@ test: $(INSTALLED)  ## all tests; installs the system packages they need
 	@deploy/test-node.sh
 	$(PY) -m pytest -n 2 --dist loadgroup $(T)
 
-test-fast: $(INSTALLED)  ## the tests of the edit loop, under a minute
-	$(PY) -m pytest -n 2 -q -m "not slow and not slurm and not browser and not prometheus" $(T)
+test-fast: $(INSTALLED)  ## the tests of the edit loop, under a minute; all others with `make test`
+	$(PY) -m pytest -n 2 -q -m "not slow and not slurm and not browser and not prometheus" $(or $(filter-out tests,$(T)),$(FAST))
 
 check: $(INSTALLED)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
