@@ -99,7 +99,7 @@ UNBILLABLE: Final = Metric(
     "credits_unbillable_workloads_total",
     "counter",
     ("source", "reason"),
-    "Workloads that could not be charged, once each a reason.",
+    "Workloads that could not be charged, or not as they are labelled, by reason; an exporter that starts counts anew.",
 )
 CHARGE_BACK_PENDING: Final = Metric(
     "credits_charge_back_pending",

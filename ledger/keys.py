@@ -188,11 +188,6 @@ class OrgKeys:
         """Hash: budget id US period start (us) -> micro-credits."""
         return self._key("budgetspent")
 
-    @property
-    def outbox(self) -> str:
-        """Hash: event id -> event (JSON) that no webhook has taken yet."""
-        return self._key("outbox")
-
     def charge_back(self, cluster: str) -> str:
         """Hash: `s` US user ("" is the org) -> what of its charges was passed on to the platform of a cluster;
         base: JSON, what was charged before."""
