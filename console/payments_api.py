@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable
 from decimal import Decimal
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
 from config.payments import PRICE_DIGITS, Payments, minor_digits
+from console.calls import Call
 from console.payments import Till
 from console.provider import BadSignature, ProviderUnavailable
 from ledger.clock import format_time
@@ -18,22 +19,12 @@ from ledger.errors import InvalidRequest
 from ledger.money import AmountError, format_decimal, format_micro, parse_credits
 from ledger.purchase_step import Order
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _BUY: Final = ("admin", "owner")
 _SEE: Final = ("admin", "owner", "viewer")
 _BODY_MAX: Final = 4096
 _WEBHOOK_MAX: Final = 512 * 1024
 _KEY_MAX: Final = 255
 NOT_SOLD: Final = "No credits are sold here: the settings have no section payments (see docs/payments.md)."
-
-
-class Call(NamedTuple):
-    """One call. `roles` None: open to everyone."""
-
-    method: str
-    path: str
-    handler: Handler
-    roles: Collection[str] | None
 
 
 class PurchaseBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -18,12 +18,13 @@ _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="credits"'}
 
 
 class Route(NamedTuple):
-    """One call. `roles` None: open to everyone."""
+    """One call. `roles` None: open to everyone. `via`: `token` (bearer), or `session` (a cookie of the console)."""
 
     method: str
     path: str
     handler: Handler
     roles: Collection[str] | None
+    via: str = "token"
 
 
 def guarded(route: Route, tokens: Tokens, seconds: float) -> Handler:
