@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from config import values
+from config.console import Console
 from config.fields import At, File, Reader, Refused, Unusable, choice, map_of, read_section, section, setting
 from config.payments import Payments
 from config.problems import Problem
@@ -282,6 +283,9 @@ class Settings:
     )
     retention: Retention = field(
         default_factory=Retention, metadata=setting(section(Retention), "How long details are kept.")
+    )
+    console: Console = field(
+        default_factory=Console, metadata=setting(section(Console), "The web pages, and who may see them.")
     )
     payments: Payments | None = field(
         default=None, metadata=setting(section(Payments), "Selling credits by card.", absent="nothing is sold")
