@@ -1,19 +1,22 @@
-"""Who may call what: bearer tokens and their roles."""
+"""Who may call what: bearer tokens, sessions of the console, and their roles."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Final, NamedTuple
+from urllib.parse import quote
 
 from aiohttp import web
 
-from enforcer.problems import Handler, Problem
+from enforcer.failures import Failures
+from enforcer.problems import ErrorPage, Handler, Problem
 from ledger.tokens import Token, Tokens
 
 CALLER: Final = web.RequestKey("caller", Token)
 """Where a handler finds the caller's `Token` in its request."""
 ADMIN, OWNER, VIEWER, SCHEDULER = "admin", "owner", "viewer", "scheduler"
+SIGN_IN: Final = "/console/sign-in"
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="credits"'}
 
 
@@ -27,31 +30,86 @@ class Route(NamedTuple):
     via: str = "token"
 
 
-def guarded(route: Route, tokens: Tokens, seconds: float) -> Handler:
-    """The route's handler behind its roles; a token is looked up within `seconds`."""
-    roles, handler = route.roles, route.handler
-    if roles is None:
-        return handler
+class ConsoleSide(NamedTuple):
+    """What the console knows and the enforcer does not: who signed in, how an error looks, and its own routes."""
 
-    async def check(request: web.Request) -> web.StreamResponse:
-        scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not credential:
-            raise Problem(401, "unauthorized", "A token is needed: Authorization: Bearer act_...", _CHALLENGE)
-        token = tokens.known(credential)
+    identify: Callable[[web.Request], Awaitable[Token | None]]
+    error_page: ErrorPage
+    routes: Iterable[Route] = ()
+
+
+class Guard:
+    """Puts routes behind their roles. A token is looked up within `seconds`."""
+
+    def __init__(self, tokens: Tokens, seconds: float, failures: Failures, console: ConsoleSide | None = None) -> None:
+        self._tokens = tokens
+        self._seconds = seconds
+        self._failures = failures
+        self._console = console
+
+    def guarded(self, route: Route) -> Handler:
+        """The route's handler, to which only those come who may."""
+        if route.roles is None:
+            return route.handler
+        if route.via == "session":
+            return self._by_session(route.handler, route.roles)
+        return self._by_token(route.handler, route.roles)
+
+    def _by_token(self, handler: Handler, roles: Collection[str]) -> Handler:
+        known = self._tokens.known
+
+        async def check(request: web.Request) -> web.StreamResponse:
+            scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not credential:
+                raise Problem(401, "unauthorized", "A token is needed: Authorization: Bearer act_...", _CHALLENGE)
+            token = known(credential) or await self.authenticate(request, credential)
+            _check_role(token, roles, request)
+            request[CALLER] = token
+            return await handler(request)
+
+        return check
+
+    def _by_session(self, handler: Handler, roles: Collection[str]) -> Handler:
+        assert self._console is not None, "a session is known by the console, which is not served here"
+        identify = self._console.identify
+
+        async def check(request: web.Request) -> web.StreamResponse:
+            async with asyncio.timeout(self._seconds):
+                token = await identify(request)
+            if token is None:
+                if request.method not in ("GET", "HEAD"):
+                    raise Problem(403, "not_signed_in", "You are not signed in any more. Sign in, then do it again.")
+                raise web.HTTPSeeOther(f"{SIGN_IN}?next={quote(request.rel_url.raw_path_qs, safe='/')}")
+            _check_role(token, roles, request)
+            request[CALLER] = token
+            return await handler(request)
+
+        return check
+
+    async def authenticate(self, request: web.Request, credential: str) -> Token:
+        """The token that a credential is.
+
+        Raises: Problem 401 for one that is none, 429 where too many of those came from the same address. A valid
+            token is never refused for that: others behind the same proxy go on working.
+        """
+        async with asyncio.timeout(self._seconds):
+            token = await self._tokens.authenticate(credential.strip())
         if token is None:
-            async with asyncio.timeout(seconds):
-                token = await tokens.authenticate(credential.strip())
-        if token is None:
+            wait = self._failures.check(request.remote)
+            if wait:
+                said = "Too many tokens from this address were none. Check the token, then try again later."
+                raise Problem(429, "too_many_failures", said, {"Retry-After": str(wait)})
+            self._failures.failed(request.remote)
             raise Problem(401, "unauthorized", "This token is not known, expired or revoked.", _CHALLENGE)
-        if token.role not in roles:
-            raise Problem(403, "forbidden", f"A token of role {token.role} may not do this.")
-        org = request.match_info.get("org")
-        if org is not None:
-            check_org(token, org)
-        request[CALLER] = token
-        return await handler(request)
+        return token
 
-    return check
+
+def _check_role(token: Token, roles: Collection[str], request: web.Request) -> None:
+    if token.role not in roles:
+        raise Problem(403, "forbidden", f"A token of role {token.role} may not do this.")
+    org = request.match_info.get("org")
+    if org is not None:
+        check_org(token, org)
 
 
 def check_org(token: Token, org: str) -> None:

@@ -12,16 +12,17 @@ from aiohttp import web
 
 from config.settings import Settings
 from config.sources import SlurmSource
-from enforcer.access import Route, guarded
+from enforcer.access import ConsoleSide, Guard, Route
 from enforcer.admission.desk import Desk
 from enforcer.admission.http import AdmissionApi
 from enforcer.admission.kubernetes import KubernetesApi
 from enforcer.admission.slurm import SlurmApi
 from enforcer.bodies import answer
+from enforcer.failures import Failures
 from enforcer.metrics import EnforcerMetrics
 from enforcer.openapi import openapi_route
 from enforcer.orgs import OrgsApi
-from enforcer.problems import problems
+from enforcer.problems import ERROR_PAGE, problems
 from enforcer.reaper import reaping
 from enforcer.server import serving
 from enforcer.usage_api import UsageApi
@@ -29,17 +30,19 @@ from ledger.clock import Clock, now_us
 from ledger.store import Ledger, open_ledger
 
 MoreRoutes = Callable[[Ledger], Iterable[Route]]
-"""Gives the routes of others (console, usage), which import nothing of the enforcer."""
+"""Gives the routes of others (payments), which import nothing of the enforcer."""
+MakeConsole = Callable[[Ledger], ConsoleSide]
 log = logging.getLogger(__name__)
 DESK: Final = web.AppKey("desk", Desk)
 
 
 def build_app(
-    ledger: Ledger, settings: Settings, clock: Clock = now_us, more: Iterable[Route] = (), buy_url: str | None = None
-) -> web.Application:
-    """All calls of the enforcer. `more`: routes of others (console, usage), each behind its roles.
+    ledger: Ledger, settings: Settings, clock: Clock = now_us, more: Iterable[Route] = (), buy_url: str | None = None,
+    console: ConsoleSide | None = None, failures: Failures | None = None,
+) -> web.Application:  # fmt: skip
+    """All calls of the enforcer. `more`: routes of others (payments), each behind its roles.
 
-    `buy_url`: where credits are bought, said in refusals.
+    `buy_url`: where credits are bought, said in refusals. `failures`: where the console counts failures to sign in.
     """
     metrics = EnforcerMetrics(f"{settings.enforcer.host}:{settings.enforcer.port}")
     desk = Desk(ledger, settings.admission, metrics, clock, buy_url)
@@ -57,12 +60,14 @@ def build_app(
         Route("GET", "/-/healthy", _healthy, None),
         Route("GET", "/-/ready", _ready, None),
         *more,
+        *(console.routes if console is not None else ()),
     ]
     routes.append(openapi_route(list(routes)))
+    guard = Guard(ledger.tokens, settings.admission.decision_seconds, failures or Failures(), console)
     for route in routes:
-        app.router.add_route(
-            route.method, route.path, guarded(route, ledger.tokens, settings.admission.decision_seconds)
-        )
+        app.router.add_route(route.method, route.path, guard.guarded(route))
+    if console is not None:
+        app[ERROR_PAGE] = console.error_page
     app.cleanup_ctx.append(_background(desk, slurm, [source.cluster for source in settings.sources]))
     return app
 
@@ -104,15 +109,21 @@ async def serve(settings: Settings, stop: asyncio.Event, clock: Clock | None = N
 
 
 @asynccontextmanager
-async def enforcing(settings: Settings, clock: Clock | None = None, *more: MoreRoutes) -> AsyncIterator[str]:
-    """An enforcer that serves for as long as the block lasts; gives its URL.
+async def enforcing(
+    settings: Settings, clock: Clock | None = None, *more: MoreRoutes, console: MakeConsole | None = None,
+    failures: Failures | None = None,
+) -> AsyncIterator[str]:  # fmt: skip
+    """An enforcer that serves for as long as the block lasts; gives its URL. `console` and `failures`: see `build_app`.
 
     Raises: LedgerUnavailable, LedgerDamaged, InvalidRequest where the ledger cannot be opened or the address or the
         certificates cannot be used.
     """
     async with open_ledger(settings.redis.url, settings.data_dir, settings.metering.epoch_us, clock) as ledger:
         routes = [route for give in more for route in give(ledger)]
-        app = build_app(ledger, settings, clock or now_us, routes, settings.admission.buy_url)
+        app = build_app(
+            ledger, settings, clock or now_us, routes, settings.admission.buy_url,
+            None if console is None else console(ledger), failures,
+        )  # fmt: skip
         async with (
             serving(app, settings.enforcer) as url,
             reaping(ledger, settings, app[DESK].metrics, clock or now_us),

@@ -79,6 +79,8 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
     )
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
+        if route.path.startswith("/console"):
+            continue  # pages for people
         path = _PART.sub(r"{\1}", route.path)
         paths.setdefault(path, {})[route.method.lower()] = _operation(route, path)
     return {

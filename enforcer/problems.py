@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
@@ -13,6 +13,10 @@ from aiohttp import web
 from ledger.errors import CreditsError, IdempotencyConflict, InvalidRequest, LedgerUnavailable, UnknownOrg
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+ErrorPage = Callable[[web.Request, int, str], web.Response]
+"""(request, status, text for people) -> a page."""
+ERROR_PAGE: Final[web.AppKey[ErrorPage]] = web.AppKey("error_page")
+"""How errors look below /console; without it they are problem documents there too."""
 log = logging.getLogger(__name__)
 
 _FAULTS: tuple[tuple[type[CreditsError], int, str], ...] = (
@@ -51,27 +55,37 @@ def problem_response(status: int, code: str, detail: str, headers: Mapping[str, 
 
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns everything that is raised into a problem document."""
+    """Turns everything that is raised into a problem document, or into a page of the console."""
     try:
         return await handler(request)
-    except Problem as problem:
-        return problem_response(problem.status, problem.code, problem.detail, problem.headers)
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        headers = {name: value for name, value in error.headers.items() if name == "Allow"}
-        return problem_response(error.status, _CODES.get(error.status, "error"), _detail(request, error), headers)
-    except CreditsError as error:
-        for kind, status, code in _FAULTS:
-            if isinstance(error, kind):
-                return problem_response(status, code, str(error), {"Retry-After": "1"} if status == 503 else None)
-        log.exception("%s %s failed", request.method, request.path)
-        return problem_response(500, "internal", "Something went wrong here; the log has the details.")
-    except (ConnectionResetError, TimeoutError):
-        return problem_response(503, "ledger_unavailable", "No answer in time; please try again.", {"Retry-After": "1"})
-    except Exception:
-        log.exception("%s %s failed", request.method, request.path)
-        return problem_response(500, "internal", "Something went wrong here; the log has the details.")
+        problem = _of_http(request, error)
+    except Exception as error:
+        problem = _problem(request, error)
+    if request.path.startswith("/console") and ERROR_PAGE in request.app:
+        page = request.app[ERROR_PAGE](request, problem.status, problem.detail)
+        page.headers.update(problem.headers or {})
+        return page
+    return problem_response(problem.status, problem.code, problem.detail, problem.headers)
+
+
+def _problem(request: web.Request, error: Exception) -> Problem:
+    if isinstance(error, Problem):
+        return error
+    for kind, status, code in _FAULTS:
+        if isinstance(error, kind):
+            return Problem(status, code, str(error), {"Retry-After": "1"} if status == 503 else None)
+    if isinstance(error, (ConnectionResetError, TimeoutError)):
+        return Problem(503, "ledger_unavailable", "No answer in time; please try again.", {"Retry-After": "1"})
+    log.error("%s %s failed", request.method, request.path, exc_info=error)
+    return Problem(500, "internal", "Something went wrong here; the log has the details.")
+
+
+def _of_http(request: web.Request, error: web.HTTPException) -> Problem:
+    headers = {name: value for name, value in error.headers.items() if name == "Allow"}
+    return Problem(error.status, _CODES.get(error.status, "error"), _detail(request, error), headers)
 
 
 def _detail(request: web.Request, error: web.HTTPException) -> str:
