@@ -86,6 +86,37 @@ local function pay_debt(now)
   end
 end
 
+-- Takes credits back: from the grant `own` first, also where it has not begun or is over, then from those in force.
+-- Returns what they did not cover.
+local function withdraw(asked, own, now)
+  pay_debt(now)
+  local grants, first = grants_in_order(), {}
+  for _, grant in ipairs(grants) do
+    if grant.id == own then first[1] = grant end
+  end
+  local due = pay(first, asked, -1, 2 ^ 53)
+  due = pay(grants, due, now, now + 1)
+  keep_grants(grants)
+  return due
+end
+
+-- Makes an overdraft of what no grant covers: the next grant pays it.
+local function owe(due, now)
+  if due > 0 then
+    redis.call('HINCRBY', KEYS[1], 'debt', text(due))
+    redis.call('HSET', KEYS[1], 'debt_at', text(math.max(micro(KEYS[1], 'debt_at'), now)))
+  end
+end
+
+-- Micro-credits as a decimal number of credits.
+local function credits(amount)
+  local sign = amount < 0 and '-' or ''
+  amount = math.abs(amount)
+  local whole = math.floor(amount / 1000000)
+  local part = string.gsub(string.format('%06.0f', amount - whole * 1000000), '0+$', '')
+  return sign .. text(whole) .. (part ~= '' and '.' .. part or '')
+end
+
 -- What of the grants counts now: granted, expired, spent.
 local function funds(now)
   pay_debt(now)

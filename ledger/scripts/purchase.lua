@@ -29,13 +29,6 @@ if plan.grant[1] ~= '' and micro(KEYS[1], 'granted') + tonumber(plan.grant[3]) >
   return {'too_large', ''}
 end
 
--- Micro-credits as a decimal number of credits.
-local function credits(amount)
-  local whole = math.floor(amount / 1000000)
-  local part = string.gsub(string.format('%06.0f', amount - whole * 1000000), '0+$', '')
-  return text(whole) .. (part ~= '' and '.' .. part or '')
-end
-
 local function keep(id, entry, amount, forgiven)
   entry.credits = credits(amount)
   entry.forgiven = credits(forgiven)
@@ -63,21 +56,12 @@ end
 local taken = 0
 if plan.withdraw[1] ~= '' then
   local asked = tonumber(plan.withdraw[2])
-  pay_debt(now)
-  local grants, own = grants_in_order(), {}
-  for _, grant in ipairs(grants) do
-    if grant.id == plan.withdraw[4] then own[1] = grant end
-  end
-  local due = pay(own, asked, -1, 2 ^ 53)
-  due = pay(grants, due, now, now + 1)
-  keep_grants(grants)
+  local due = withdraw(asked, plan.withdraw[4], now)
   taken = asked
   if plan.withdraw[5] == 'forgive' then
     taken = asked - due
-  elseif due > 0 then
-    local debt_at = math.max(micro(KEYS[1], 'debt_at'), now)
-    redis.call('HINCRBY', KEYS[1], 'debt', text(due))
-    redis.call('HSET', KEYS[1], 'debt_at', text(debt_at))
+  else
+    owe(due, now)
   end
   redis.call('HINCRBY', KEYS[1], 'granted', text(-taken))
   redis.call('HINCRBY', KEYS[1], 'withdrawn', text(taken))
