@@ -22,6 +22,7 @@ from tests.prometheus_lab import DAY, HOUR, MINUTE, Prometheus, as_grafana, back
 START, DAYS, SCRAPE = 1_790_812_800, 30, MINUTE
 END = START + DAYS * DAY
 ORGS, PROJECTS, USERS = 10, 5, 4
+FILL_SECONDS = 3600
 GRAFANA_POINTS, FINEST_POINTS = 1_000, 11_000
 """Points Grafana asks of a wide panel, and the most Prometheus gives."""
 RATE = 0.01
@@ -114,8 +115,8 @@ def main(per_day: int) -> None:
         data, config = Path(scratch, "data"), Path(scratch, "prometheus.yml")
         data.mkdir()
         config.write_text("global: {}\n")
-        backfill(per_job(found), Path(scratch), data)
-        backfill(per_row(found), Path(scratch), data)
+        backfill(per_job(found), Path(scratch), data, FILL_SECONDS)
+        backfill(per_row(found), Path(scratch), data, FILL_SECONDS)
         with prometheus(config, data) as server:
             print(
                 f"{len(found)} jobs in {DAYS} days, {ORGS * PROJECTS * USERS} rows; one org spent {exact:.2f} credits"

@@ -60,7 +60,7 @@ def dashboard() -> PanelJson:
         lines(
             "Rates of presets and apps",
             "Credits per hour at each moment. A step is a change of the rate; it never touches time before it.",
-            [(each(IN_FORCE, scope, HOURLY), "{{cluster}} {{resource}}")],
+            [(each(IN_FORCE, scope, HOURLY), "{{cluster}} {{kind}} {{resource}}")],
             RATE,
             stepped=True,
         ),

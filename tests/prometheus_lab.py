@@ -39,13 +39,13 @@ def openmetrics(families: Mapping[str, tuple[str, Mapping[Labels, Iterable[Sampl
     yield "# EOF\n"
 
 
-def backfill(text: Iterable[str], scratch: Path, data: Path) -> None:
-    """Turns OpenMetrics text into blocks of a Prometheus data directory."""
+def backfill(text: Iterable[str], scratch: Path, data: Path, seconds: float = 300) -> None:
+    """Turns OpenMetrics text into blocks of a Prometheus data directory, within `seconds`."""
     source = scratch / "history.om"
     with source.open("w", encoding="utf-8") as out:
         out.writelines(text)
     command = ["promtool", "tsdb", "create-blocks-from", "--max-block-duration=744h", "openmetrics", str(source)]
-    subprocess.run([*command, str(data), "-q"], check=True, capture_output=True, timeout=300)
+    subprocess.run([*command, str(data), "-q"], check=True, capture_output=True, timeout=seconds)
     source.unlink()
 
 

@@ -178,15 +178,6 @@ def _health(made: _Week, at: int, chance: random.Random) -> None:
             made.put(m.RATE, at, 42.0 if dearer else rate, cluster, "job", preset)
     made.put(m.RATE, at, STORAGE_RATE, "hpc", "storage", "default")
     made.put(m.UNPRICED, at, 0, "hpc", "job", "gpu-trial")
-    if at > END - 6 * HOUR:
-        for org, name, severity in (("acme", "Short", "warning"), ("globex", "Critical", "critical")):
-            alert = (
-                ("alertname", f"CreditsRunway{name}"),
-                ("alertstate", "firing"),
-                ("org", org),
-                ("severity", severity),
-            )
-            made.families.setdefault("ALERTS", ("gauge", {}))[1].setdefault(alert, []).append((at, "1"))
     for job in ("credits-exporter", "credits-enforcer"):
         found = made.families.setdefault("up", ("gauge", {}))[1]
         found.setdefault((("job", job),), []).append((at, "1"))

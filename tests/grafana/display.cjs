@@ -1,6 +1,8 @@
 // Runs panels' transformations and field settings with Grafana's own library.
-// stdin:  [{frames: [{refId, fields: [{name, type, values}]}], transformations, fieldConfig}]
-// stdout: [{columns: [name], rows: [[text as Grafana writes it]], colors: [[colour]]}]
+// stdin:  {mode: "dark" or "light", panels: [{frames: [{refId, fields: [{name, type, values}]}],
+//          transformations, fieldConfig}]}
+// stdout: {theme: {part: colour}, palette: [colour], panels: [{columns: [name],
+//          rows: [[text as Grafana writes it]], colors: [[colour]]}]}
 "use strict";
 
 // Grafana's library asks for a browser in two places: while it loads, and when it formats.
@@ -38,7 +40,7 @@ function first(observable) {
   return new Promise((resolve, reject) => observable.subscribe({ next: resolve, error: reject }));
 }
 
-async function display({ frames, transformations, fieldConfig }) {
+async function display({ frames, transformations, fieldConfig }, theme) {
   const unknown = transformations.filter((one) => !transformers.has(one.id));
   if (unknown.length) {
     throw new Error(`Grafana has no transformation ${unknown.map((one) => one.id)}`);
@@ -49,7 +51,7 @@ async function display({ frames, transformations, fieldConfig }) {
     fieldConfig,
     fieldConfigRegistry: settings,
     replaceVariables: (text) => text,
-    theme: grafana.createTheme(),
+    theme,
     timeZone: "utc",
   });
   const table = shown[0] ?? { fields: [], length: 0 };
@@ -62,11 +64,26 @@ async function display({ frames, transformations, fieldConfig }) {
   };
 }
 
+function parts({ colors, visualization }) {
+  const named = ["green", "yellow", "orange", "red", "blue", "text"];
+  return {
+    ...Object.fromEntries(named.map((name) => [name, visualization.getColorByName(name)])),
+    canvas: colors.background.canvas,
+    panel: colors.background.primary,
+    border: colors.border.weak,
+    words: colors.text.primary,
+    faint: colors.text.secondary,
+    link: colors.text.link,
+  };
+}
+
 async function main() {
   const chunks = [];
   for await (const chunk of process.stdin) chunks.push(chunk);
-  const panels = JSON.parse(Buffer.concat(chunks).toString("utf-8"));
-  process.stdout.write(JSON.stringify(await Promise.all(panels.map(display))));
+  const { mode, panels } = JSON.parse(Buffer.concat(chunks).toString("utf-8"));
+  const theme = grafana.createTheme({ colors: { mode } });
+  const shown = await Promise.all(panels.map((panel) => display(panel, theme)));
+  process.stdout.write(JSON.stringify({ theme: parts(theme), palette: theme.visualization.palette.map(theme.visualization.getColorByName), panels: shown }));
 }
 
 main();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,29 +13,22 @@ from ledger.clock import from_us
 from ledger.money import MICRO
 from tests.prometheus_lab import DAY, Labels
 
-PALETTE = ("#7EB26D", "#EAB839", "#6ED0E0", "#EF843C", "#E24D42", "#1F78C1", "#BA43A9", "#705DA0", "#508642", "#CCA300")
-COLOURS = {
-    "green": "#73BF69",
-    "yellow": "#FADE2A",
-    "orange": "#FF9830",
-    "red": "#F2495C",
-    "text": "#ccccdc",
-    "blue": "#5794F2",
-}
+Colours = Sequence[str]
+"""Of series, by their place."""
 Row = list[tuple[float, float]]
 Series = list[tuple[str, Row]]
 Span = tuple[float, float]
 
 STYLE = """
-body{margin:0;background:#111217;color:#ccccdc;font:13px 'DejaVu Sans',sans-serif;width:1280px}
-.panel{position:absolute;background:#181b1f;border:1px solid #2b2d33;border-radius:3px;
+body{margin:0;background:var(--canvas);color:var(--words);font:13px 'DejaVu Sans',sans-serif;width:1280px}
+.panel{position:absolute;background:var(--panel);border:1px solid var(--border);border-radius:3px;
 overflow:hidden;box-sizing:border-box}
 .title{font-weight:bold;font-size:12px;padding:6px 8px;height:14px;white-space:nowrap;overflow:hidden}
 .big{display:flex;align-items:center;justify-content:center;height:calc(100% - 34px);font-size:25px;font-weight:bold}
 table{border-collapse:collapse;width:100%;font-size:12px}
-th{color:#6e9fff;text-align:left;padding:4px 8px;border-bottom:1px solid #2b2d33;white-space:nowrap}
-td{padding:5px 8px;border-bottom:1px solid #22252b;white-space:nowrap}
-.right{text-align:right}a{color:#ccccdc;text-decoration:underline}
+th{color:var(--link);text-align:left;padding:4px 8px;border-bottom:1px solid var(--border);white-space:nowrap}
+td{padding:5px 8px;border-bottom:1px solid var(--border);white-space:nowrap}
+.right{text-align:right}a{color:var(--words);text-decoration:underline}
 .legend{font-size:11px;padding:0 8px;line-height:17px}
 .dot{display:inline-block;width:12px;height:4px;margin:0 5px 3px 0}
 h1{font-size:17px;margin:0;padding:12px 10px;position:absolute}
@@ -72,7 +66,7 @@ def _line(x1: float, x2: float, y: float, colour: str, dashes: str = "none") -> 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
     where = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text {where} fill="#9a9ba5" font-size="10">{html.escape(text)}</text>'
+    return f'<text {where} fill="var(--faint)" font-size="10">{html.escape(text)}</text>'
 
 
 def _box(x: float, y: float, width: float, height: float, colour: str) -> str:
@@ -107,7 +101,7 @@ def _stacked(series: list[tuple[str, Row]]) -> list[tuple[str, Row, Row]]:
 class Frame:
     """Where instants and values lie on a chart."""
 
-    span: tuple[float, float]
+    span: Span
     floor: float
     top: float
     width: int
@@ -128,7 +122,7 @@ class Frame:
         drawn = []
         for part in range(5):
             level = self.floor + (self.top - self.floor) * part / 4
-            drawn.append(_line(self.left, self.width, self.y(level), "#2b2d33"))
+            drawn.append(_line(self.left, self.width, self.y(level), "var(--border)"))
             drawn.append(_text(self.left - 5, self.y(level) + 4, short(level, unit), "end"))
         days = range(math.ceil(self.span[0] / DAY), math.floor(self.span[1] / DAY) + 1)
         drawn += [
@@ -138,7 +132,7 @@ class Frame:
 
 
 def chart(
-    panel: dict[str, Any], series: list[tuple[str, Row]], span: tuple[float, float], size: tuple[int, int]
+    panel: dict[str, Any], series: list[tuple[str, Row]], span: Span, size: tuple[int, int], colours: Colours
 ) -> str:
     """A time series panel's lines or bars."""
     defaults = panel["fieldConfig"]["defaults"]
@@ -150,14 +144,16 @@ def chart(
     limits = limits if custom["thresholdsStyle"]["mode"] == "line" else []
     floor = min([*values, 0.0])
     top = max([*values, *(step["value"] for step in limits), 1e-9]) * 1.08
-    frame = Frame(span, floor if floor < -1e-6 else 0.0, top, size[0] - 16, size[1] - 62)
+    floor = floor if floor < -1e-6 else 0.0
+    letters = max(len(short(floor + (top - floor) * part / 4, defaults["unit"])) for part in range(5))
+    frame = Frame(span, floor, top, size[0] - 16, size[1] - 62, left=max(74, letters * 6 + 10))
     drawn = frame.axes(defaults["unit"])
     for number, (_, row, low) in enumerate(layers):
         shapes = _bars if custom["drawStyle"] == "bars" else _lines
-        drawn += shapes(frame, custom, row, low, PALETTE[number % len(PALETTE)])
+        drawn += shapes(frame, custom, row, low, colours[number % len(colours)])
     for step in limits:
-        drawn.append(_line(frame.left, frame.width, frame.y(step["value"]), COLOURS[step["color"]], "6 4"))
-    names = [(name, PALETTE[i % len(PALETTE)]) for i, (name, _) in enumerate(series)]
+        drawn.append(_line(frame.left, frame.width, frame.y(step["value"]), f"var(--{step['color']})", "6 4"))
+    names = [(name, colours[i % len(colours)]) for i, (name, _) in enumerate(series)]
     return _svg(frame.width, frame.height, drawn) + legend(names[:9])
 
 
@@ -199,7 +195,7 @@ def _unbroken(points: list[Any]) -> list[list[Any]]:
     return runs
 
 
-def ring(parts: list[tuple[str, float, str]], size: tuple[int, int]) -> str:
+def ring(parts: list[tuple[str, float, str]], size: tuple[int, int], colours: Colours) -> str:
     """A pie chart's ring with a table of its parts."""
     whole = sum(value for _, value, _ in parts) or 1
     half = min(size[1] - 50, size[0] // 2 - 20) / 2
@@ -207,7 +203,7 @@ def ring(parts: list[tuple[str, float, str]], size: tuple[int, int]) -> str:
     drawn, rows, angle = [], [], -math.pi / 2
     for number, (name, value, text) in enumerate(sorted(parts, key=lambda part: -part[1])):
         turn = min(value / whole, 0.9999) * 2 * math.pi
-        colour = PALETTE[number % len(PALETTE)]
+        colour = colours[number % len(colours)]
         ends = [
             f"{centre[0] + radius * math.cos(at):.1f},{centre[1] + radius * math.sin(at):.1f}"
             for at in (angle, angle + turn)
@@ -226,15 +222,13 @@ def bars(parts: list[tuple[str, float, str]]) -> str:
     most = max((value for _, value, _ in parts), default=1) or 1
     rows = []
     for name, value, text in sorted(parts, key=lambda part: -part[1]):
-        bar = f'<div style="background:#5794F2;height:14px;width:{value / most:.1%}"></div>'
-        figure = f'<td class=right style="color:#5794F2">{text}</td>'
+        bar = f'<div style="background:var(--blue);height:14px;width:{value / most:.1%}"></div>'
+        figure = f'<td class=right style="color:var(--blue)">{text}</td>'
         rows.append(f'<tr><td>{html.escape(name)}</td><td style="width:60%">{bar}</td>{figure}</tr>')
     return f"<table>{''.join(rows)}</table>"
 
 
-def states(
-    panel: dict[str, Any], series: list[tuple[str, Row]], span: tuple[float, float], size: tuple[int, int]
-) -> str:
+def states(panel: dict[str, Any], series: list[tuple[str, Row]], span: Span, size: tuple[int, int]) -> str:
     """A state timeline."""
     steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
     frame = Frame(span, 0, 1, size[0] - 16, size[1] - 40, left=100)
@@ -245,7 +239,7 @@ def states(
         drawn.append(_text(92, y + high / 2 + 4, name, "end"))
         step = row[1][0] - row[0][0] if len(row) > 1 else 60
         for at, value in row:
-            colour = [COLOURS[s["color"]] for s in steps if s["value"] is None or value >= s["value"]][-1]
+            colour = [f"var(--{s['color']})" for s in steps if s["value"] is None or value >= s["value"]][-1]
             drawn.append(_box(frame.x(at), y, frame.x(at + step) - frame.x(at) + 0.4, high, colour))
     return _svg(frame.width, frame.height, drawn)
 

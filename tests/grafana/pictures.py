@@ -17,9 +17,21 @@ from typing import Any
 
 from playwright.sync_api import sync_playwright
 
+from dashboards.alerts import alerts
 from dashboards.build import all_dashboards
 from tests.grafana import demo, draw
-from tests.prometheus_lab import DAY, HOUR, Labels, Prometheus, as_grafana, recorded
+from tests.prometheus_lab import (
+    DAY,
+    HOUR,
+    Labels,
+    Prometheus,
+    Sample,
+    as_grafana,
+    backfill,
+    openmetrics,
+    prometheus,
+    recorded,
+)
 
 HERE = Path(__file__).parent
 LAST = demo.END - demo.STEP
@@ -34,12 +46,11 @@ CHOICES = {
 COLUMN, ROW, HEAD = 1280 / 24, 38, 44
 
 
-def display(panels: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What Grafana's library makes of panels' frames."""
-    done = subprocess.run(
-        ["node", str(HERE / "display.cjs")], input=json.dumps(panels), capture_output=True, text=True, check=True
-    )
-    shown: list[dict[str, Any]] = json.loads(done.stdout)
+def display(panels: list[dict[str, Any]], mode: str) -> dict[str, Any]:
+    """What Grafana's library makes of panels' frames, and its colours, of a mode: `dark` or `light`."""
+    asked = json.dumps({"mode": mode, "panels": panels})
+    done = subprocess.run(["node", str(HERE / "display.cjs")], input=asked, capture_output=True, text=True, check=True)
+    shown: dict[str, Any] = json.loads(done.stdout)
     return shown
 
 
@@ -82,7 +93,9 @@ def frames(panel: dict[str, Any], found: list[tuple[dict[str, Any], dict[Labels,
     return made
 
 
-def inside(panel: dict[str, Any], found: list[Any], shown: dict[str, Any], size: tuple[int, int]) -> str:
+def inside(
+    panel: dict[str, Any], found: list[Any], shown: dict[str, Any], size: tuple[int, int], colours: draw.Colours
+) -> str:
     """A panel's content as HTML."""
     kind = panel["type"]
     if kind == "text":
@@ -91,19 +104,23 @@ def inside(panel: dict[str, Any], found: list[Any], shown: dict[str, Any], size:
     if kind in ("timeseries", "state-timeline"):
         series = [(draw.legend_text(q["legendFormat"], k), row) for q, rows in found for k, row in rows.items()]
         series.sort(key=lambda one: one[0])
-        return (draw.chart if kind == "timeseries" else draw.states)(panel, series, SPAN, size)
+        return (
+            draw.chart(panel, series, SPAN, size, colours)
+            if kind == "timeseries"
+            else draw.states(panel, series, SPAN, size)
+        )
     if kind == "table":
         order = sorted(range(len(shown["rows"])), key=lambda i: -_number(shown["rows"][i], shown["columns"], panel))
         sorted_ = {key: [shown[key][i] for i in order] for key in ("rows", "colors")}
         return draw.table({**shown, **sorted_}, panel)
     if kind == "stat":
         if not shown["rows"]:
-            return draw.big(panel["fieldConfig"]["defaults"]["noValue"], "#9a9ba5")
+            return draw.big(panel["fieldConfig"]["defaults"]["noValue"], "var(--faint)")
         return draw.big(shown["rows"][0][-1], shown["colors"][0][-1])
     query, rows = found[0]
     texts = [row[-1] for row in shown["rows"]]
     parts = [(draw.legend_text(query["legendFormat"], k), v, t) for (k, v), t in zip(rows.items(), texts, strict=True)]
-    return draw.ring(parts, size) if kind == "piechart" else draw.bars(parts)
+    return draw.ring(parts, size, colours) if kind == "piechart" else draw.bars(parts)
 
 
 def _number(row: list[str], columns: list[str], panel: dict[str, Any]) -> float:
@@ -112,20 +129,24 @@ def _number(row: list[str], columns: list[str], panel: dict[str, Any]) -> float:
     return float(found[0]) if found else 0.0
 
 
-def page(server: Prometheus, made: dict[str, Any]) -> tuple[str, int]:
-    """A dashboard as an HTML page, and its height."""
-    out = [f"<meta charset=utf-8><style>{draw.STYLE}</style><h1>{html.escape(made['title'])}</h1>"]
+def page(server: Prometheus, made: dict[str, Any], mode: str) -> tuple[str, int]:
+    """A dashboard as an HTML page in a mode, `dark` or `light`, and its height."""
     found = [answers(server, panel, made["uid"]) for panel in made["panels"]]
-    shown = display([_fields(panel, rows) for panel, rows in zip(made["panels"], found, strict=True)])
+    panels = [_fields(panel, rows) for panel, rows in zip(made["panels"], found, strict=True)]
+    shown = display(panels, mode)
+    colours = "".join(f"--{part}:{colour};" for part, colour in shown["theme"].items())
+    title = html.escape(made["title"])
+    out = [f"<meta charset=utf-8><style>:root{{{colours}}}{draw.STYLE}</style><h1>{title}</h1>"]
     low = 0
-    for panel, rows, texts in zip(made["panels"], found, shown, strict=True):
+    for panel, rows, texts in zip(made["panels"], found, shown["panels"], strict=True):
         place = panel["gridPos"]
         size = (int(place["w"] * COLUMN) - 6, place["h"] * ROW - 6)
         left, top = int(place["x"] * COLUMN) + 3, place["y"] * ROW + HEAD
         low = max(low, top + size[1] + 8)
+        content = inside(panel, rows, texts, size, shown["palette"])
         out.append(
             f'<div class=panel style="left:{left}px;top:{top}px;width:{size[0]}px;height:{size[1]}px">'
-            f"<div class=title>{html.escape(panel['title'])}</div>{inside(panel, rows, texts, size)}</div>"
+            f"<div class=title>{html.escape(panel['title'])}</div>{content}</div>"
         )
     return "".join(out), low
 
@@ -139,22 +160,44 @@ def _fields(panel: dict[str, Any], found: list[Any]) -> dict[str, Any]:
     return {"frames": frames(panel, instant), "transformations": panel["transformations"], "fieldConfig": setting}
 
 
+def _seconds(text: str) -> int:
+    return int(text[:-1]) * {"s": 1, "m": 60, "h": HOUR, "d": DAY}[text[-1]]
+
+
+def firing(server: Prometheus) -> demo.Families:
+    """The series that Prometheus keeps of alerts, by its own evaluation of their expressions."""
+    series: dict[Labels, list[Sample]] = {}
+    for alert in alerts():
+        rows = server.range(alert.expr, SPAN[1] - DAY, LAST, demo.STEP)
+        for labels, row in rows.items():
+            marks = {"alertname": alert.name, "alertstate": "firing", "severity": alert.severity}
+            since, before = row[0][0], row[0][0]
+            for at, _ in row:
+                since = at if at - before > demo.STEP else since
+                before = at
+                if at - since >= _seconds(alert.hold):
+                    kept = {**{k: v for k, v in labels if k != "__name__"}, **marks}
+                    series.setdefault(tuple(sorted(kept.items())), []).append((int(at), "1"))
+    return {"ALERTS": ("gauge", series)}
+
+
 def main(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        span = (demo.START, LAST)
-        with (
-            recorded(Path(scratch), demo.week(), span=span, fine=(demo.START, demo.STEP)) as server,
-            sync_playwright() as driver,
-        ):
-            browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+    with tempfile.TemporaryDirectory() as name, sync_playwright() as driver:
+        scratch, week = Path(name), demo.week()
+        with recorded(scratch, week, span=(demo.START, LAST), fine=(demo.START, demo.STEP)) as server:
+            rang = firing(server)
+        backfill(openmetrics(rang), scratch, scratch / "data")
+        browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        with prometheus(scratch / "prometheus.yml", scratch / "data") as server:
             for made in all_dashboards():
-                content, height = page(server, made)
-                sheet = browser.new_page(viewport={"width": 1280, "height": height})
-                sheet.set_content(content)
-                sheet.screenshot(path=out / f"{made['uid']}.png")
-                sheet.close()
-            browser.close()
+                for mode, suffix in (("dark", ""), ("light", "-light")):
+                    content, height = page(server, made, mode)
+                    sheet = browser.new_page(viewport={"width": 1280, "height": height})
+                    sheet.set_content(content)
+                    sheet.screenshot(path=out / f"{made['uid']}{suffix}.png")
+                    sheet.close()
+        browser.close()
 
 
 if __name__ == "__main__":

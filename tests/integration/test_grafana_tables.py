@@ -62,11 +62,12 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Found, Sho
             }
             for panel in TABLES.values()
         ]
+        asked = json.dumps({"mode": "dark", "panels": panels})
         done = subprocess.run(
-            ["node", str(GRAFANA / "display.cjs")], input=json.dumps(panels), capture_output=True, text=True, timeout=60
+            ["node", str(GRAFANA / "display.cjs")], input=asked, capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0, done.stderr
-        yield found, dict(zip(TABLES, json.loads(done.stdout), strict=True))
+        yield found, dict(zip(TABLES, json.loads(done.stdout)["panels"], strict=True))
 
 
 @pytest.mark.parametrize("name", TABLES)
