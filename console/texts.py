@@ -1,0 +1,124 @@
+"""Values as people read them: amounts, instants, durations and words, for templates. No amount is rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Final
+from urllib.parse import quote
+from zoneinfo import ZoneInfo, available_timezones
+
+from markupsafe import Markup
+
+from ledger.clock import format_time, from_us, parse_time
+from ledger.money import format_decimal, format_hours, format_micro, format_rate
+
+MINUTE_US: Final = 60_000_000
+STAGES: Final = {
+    "ok": ("Fine", "There are credits, and work may start."),
+    "warn": ("Running low", "The credits last for less than a day at the present burn. Buy or ask for more."),
+    "block": ("Blocked", "No credits are available, so no new work starts. What runs goes on."),
+    "grace": (
+        "Grace period",
+        "Credits ran out. What runs was told to save its work, and has a little time left for it.",
+    ),
+    "suspend": ("Suspended", "Credits ran out, and what ran is suspended. It goes on by itself after a top-up."),
+    "stop": ("Stopped", "Credits ran out, and what ran is being stopped. New work starts after a top-up."),
+}
+"""Stage of an org -> its title, and what it means."""
+
+
+def amount(text: str) -> Markup:
+    """A decimal string with its thousands set apart and what is behind the point less loud; the value stays exact."""
+    sign = "−" if text.startswith("-") else ""
+    whole, _, part = text.removeprefix("-").partition(".")
+    groups = f"{int(whole):,}"
+    tail = Markup('<span class="fraction">.{}</span>').format(part) if part else ""
+    return Markup('<data value="{}">{}{}{}</data>').format(text, sign, groups, tail)
+
+
+def credits_of(micro: int) -> Markup:
+    """Micro-credits as credits."""
+    return amount(format_micro(micro))
+
+
+def rate_of(nano: int) -> Markup:
+    """Nano-credits an hour as credits an hour."""
+    return amount(format_rate(nano))
+
+
+def when(us: int | str | None, zone: str = "UTC", *, seconds: bool = False) -> Markup:
+    """An instant by the clocks of a zone, which is said."""
+    if us is None:
+        return Markup("–")
+    if isinstance(us, str):
+        us = parse_time(us)
+    moment = from_us(us).astimezone(ZoneInfo(zone))
+    text = f"{moment.day} {moment:%b %Y}, {moment:{'%H:%M:%S' if seconds else '%H:%M'}}"
+    return Markup('<time datetime="{}">{} <span class="zone">{}</span></time>').format(
+        format_time(us), text, moment.tzname() or zone
+    )
+
+
+def duration(us: int) -> str:
+    """How long, in the two largest units: `3 days 4 h`, `2 h 5 min`, `under a minute`."""
+    minutes = us // MINUTE_US
+    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
+    if days >= 730:
+        return f"{days // 365} years"
+    if days:
+        text = f"{days} day{'' if days == 1 else 's'}"
+        return f"{text} {hours} h" if hours and days < 30 else text
+    if hours:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{minutes} min" if minutes else "under a minute"
+
+
+def hours_of(us: int) -> Markup:
+    """Microseconds as hours."""
+    return amount(format_hours(us))
+
+
+def percent(part: int, whole: int) -> str:
+    """Of a whole, with one digit after the point: `62.5 %`."""
+    if whole <= 0:
+        return "100 %" if part > 0 else "0 %"
+    return f"{format_decimal(part * 1000 // whole, 1)} %"
+
+
+def share(part: int, whole: int, width: int = 100) -> int:
+    """How wide a bar of `width` is for a part of a whole; something always shows where there is something."""
+    if part <= 0:
+        return 0
+    if whole <= 0 or part >= whole:
+        return width
+    return max(1, part * width // whole)
+
+
+@lru_cache(maxsize=1)
+def zones() -> tuple[str, ...]:
+    """Names of all time zones, UTC first."""
+    return ("UTC", *sorted(name for name in available_timezones() if name != "UTC" and not name.startswith("Etc/")))
+
+
+def zone_or_utc(name: str) -> str:
+    """The name where it is a zone's, else UTC."""
+    return name if name in zones() else "UTC"
+
+
+def segment(text: str) -> str:
+    """Text as one segment of a path."""
+    return quote(text, safe="")
+
+
+FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
+    "amount": amount,
+    "credits": credits_of,
+    "rate": rate_of,
+    "when": when,
+    "duration": duration,
+    "hours": hours_of,
+    "percent": percent,
+    "share": share,
+    "segment": segment,
+}
