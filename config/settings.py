@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from config import values
 from config.console import Console
-from config.fields import At, File, Reader, Refused, Unusable, choice, map_of, read_section, section, setting
+from config.fields import At, File, Reader, Refused, Unusable, choice, list_of, map_of, read_section, section, setting
 from config.payments import Payments
 from config.problems import Problem
 from config.sources import SimulatedSource, SourceSettings, sources
@@ -132,6 +133,15 @@ class EnforcerSettings:
         default=Address("127.0.0.1", 9471), metadata=setting(values.address, "Where the API is served.")
     )
     tls: Tls | None = field(default=None, metadata=setting(section(Tls), "Serve https.", absent="http"))
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = field(
+        default=(),
+        metadata=setting(
+            list_of(values.network),
+            "Proxies before the API: what their X-Forwarded-For says is the caller's address, in the journal and "
+            "where failures are counted.",
+            absent="none",
+        ),
+    )
 
     @property
     def host(self) -> str:

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -169,6 +170,14 @@ def _address(at: At) -> Address:
     return Address(host, int(port))
 
 
+def _network(at: At) -> IPv4Network | IPv6Network:
+    text = _text(at)
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise Refused(f"{shown(text)} is no network: {error}; write it like 10.0.0.0/8 or fd00::/8") from None
+
+
 def url(*schemes: str) -> Reader[str]:
     """A URL of one of these schemes."""
     shape = " or ".join(f"{scheme}://" for scheme in schemes) + " URL"
@@ -225,6 +234,7 @@ path: Final = Reader("path", _path)
 truth: Final = Reader("`true` or `false`", _truth)
 time: Final = Reader("time with zone", _time)
 address: Final = Reader('"host:port"', _address)
+network: Final = Reader("network", _network)
 secret: Final = Reader("secret", _secret, secret=True, forms=("", "_file", "_env"))
 command: Final = Reader("shell command, or list of arguments", _command)
 arguments: Final = Reader("list of arguments", _arguments)

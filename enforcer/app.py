@@ -13,6 +13,7 @@ from aiohttp import web
 from config.settings import Settings
 from config.sources import SlurmSource
 from enforcer.access import ConsoleSide, Guard, Route
+from enforcer.addresses import behind
 from enforcer.admission.desk import Desk
 from enforcer.admission.http import AdmissionApi
 from enforcer.admission.kubernetes import KubernetesApi
@@ -48,7 +49,9 @@ def build_app(
     desk = Desk(ledger, settings.admission, metrics, clock, buy_url)
     slurm = SlurmApi(desk, [source for source in settings.sources if isinstance(source, SlurmSource)])
     asks_certificates = settings.enforcer.tls is not None and settings.enforcer.tls.client_ca is not None
-    app = web.Application(middlewares=[problems], client_max_size=4 * 1024 * 1024)
+    proxies = settings.enforcer.trusted_proxies
+    middlewares = [behind(proxies), problems] if proxies else [problems]
+    app = web.Application(middlewares=middlewares, client_max_size=4 * 1024 * 1024)
     app[DESK] = desk
     routes: list[Route] = [
         *AdmissionApi(desk).routes(),
