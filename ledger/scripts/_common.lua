@@ -151,7 +151,7 @@ local function drop_hold(id, units, by)
   end
   local amount = tonumber(hold.amount) * units
   for _, tier in ipairs(hold.tiers) do
-    local rest = redis.call('HINCRBY', KEYS[6], tier, text(-amount))
+    local rest = redis.call('HINCRBY', KEYS[6], tier, text(0 - amount))  -- -0 would be the text '-0', no integer
     if tonumber(rest) == 0 then
       redis.call('HDEL', KEYS[6], tier)
     end

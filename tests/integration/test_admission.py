@@ -180,6 +180,15 @@ async def test_release_gives_back_once(ledger: Ledger) -> None:
     assert await adds_up(ledger) == 0
 
 
+async def test_holds_of_work_that_costs_nothing_end_like_others(ledger: Ledger, now: Now) -> None:
+    await give(ledger, CREDIT)
+    released, _ = [await ledger.admissions.admit(job(preset="free")) for _ in range(2)]
+    assert await ledger.admissions.release("acme", released.hold_id or "") == 0
+    now.us += 15 * MINUTE
+    assert (await ledger.admissions.admit(job())).allowed
+    assert await adds_up(ledger) == CREDIT
+
+
 async def test_a_hold_ends_by_the_clock(ledger: Ledger, now: Now) -> None:
     await give(ledger, CREDIT)
     assert (await ledger.admissions.admit(job())).allowed
