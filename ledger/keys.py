@@ -30,6 +30,9 @@ PAYMENTS_REFUSED = "credits:payments:refused"
 PAYMENTS_CHECKED = "credits:payments:checked"
 """Instant (us) up to which the provider was asked for payments."""
 
+TOP_UPS = "credits:topups"
+"""Set of the orgs that have settings of auto top-up."""
+
 EVENTS = "credits:events"
 """Stream of events that wait to be sent to the outgoing webhook."""
 REAPER = "credits:reaper"
@@ -42,6 +45,16 @@ US = "\x1f"
 def rates(cluster: str) -> str:
     """Hash of a cluster's rate history: version, clock_us, plan."""
     return f"credits:rates:{{{quote(cluster, safe='')}}}"
+
+
+def session(digest: str) -> str:
+    """JSON of one session of the console, by the SHA-256 of its secret; expires."""
+    return f"credits:session:{digest}"
+
+
+def sessions_of(person: str) -> str:
+    """What sessions of a person have to carry: another one has ended all that were. Expires."""
+    return f"credits:sessions:{quote(person, safe='')}"
 
 
 def claims(cluster: str) -> str:
@@ -135,6 +148,13 @@ class OrgKeys:
         return self._key("withdrawals")
 
     @property
+    def top_up(self) -> str:
+        """Hash of auto top-up: terms and card (JSON), removed_us (of the last card), order (the one in flight), seq
+        (orders there were), cool_until (us), declines, paused (why), capped (the month it was said of),
+        month:YYYY-MM -> micro-credits ordered in it."""
+        return self._key("topup")
+
+    @property
     def holds(self) -> str:
         """Hash: hold id -> JSON record."""
         return self._key("holds")
@@ -156,13 +176,23 @@ class OrgKeys:
 
     @property
     def acted(self) -> str:
-        """Hash: tier US source US workload -> what was done to it for want of credits."""
+        """Hash: tier US source US workload -> what was done to it for want of credits, and when: `signal@US`."""
         return self._key("acted")
 
     @property
+    def outbox(self) -> str:
+        """List of events (JSON) on their way to `credits:events`, which may be on another node."""
+        return self._key("outbox")
+
+    @property
     def admitted(self) -> str:
-        """Sorted set: cluster US job of the scheduler, by the instant (us) it was last admitted."""
+        """Sorted set: digest of a scheduler's job, by the instant (us) it was last admitted."""
         return self._key("admitted")
+
+    @property
+    def vouchers(self) -> str:
+        """Hash: digest of a scheduler's job -> how often it may be started anew without credits."""
+        return self._key("vouchers")
 
     @property
     def held(self) -> str:
