@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ledger.clock import parse_time
+from ledger.clock import parse_time, to_us
+from ledger.errors import InvalidRequest
 from ledger.money import AmountError, parse_credits
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Credits(click.ParamType[int]):
 
 
 class Time(click.ParamType[int]):
-    """An instant, as microseconds since 1970; a date is its first instant in UTC."""
+    """An instant, as microseconds since 1970; a date is its first instant in the command's `--timezone`, else UTC."""
 
     name = "time"
 
@@ -101,10 +102,20 @@ class Time(click.ParamType[int]):
         if isinstance(value, int):
             return value
         try:
-            text = f"{value}T00:00:00Z" if _is_date(value) else value
-            return parse_time(text)
+            zone = ctx.params.get("timezone") if ctx is not None else None
+            return _midnight(value, zone or "UTC") if _is_date(value) else parse_time(value)
+        except InvalidRequest as e:
+            self.fail(str(e), param, ctx)
         except ValueError as e:
             self.fail(f"{e} or 2026-11-22", param, ctx)
+
+
+def _midnight(text: str, zone: str) -> int:
+    from zoneinfo import ZoneInfo
+
+    from ledger.steps import check_zone
+
+    return to_us(datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(check_zone(zone))))
 
 
 def _is_date(text: str) -> bool:

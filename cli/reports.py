@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 GROUPS = ("cluster", "org", "project", "user", "kind", "resource", "app", "workload")
 
 
+_TIMES = ("from", "to", "exact_from", "exact_to", "at", "started_at", "ended_at")
+
+
 class Groups(click.ParamType[tuple[str, ...]]):
     """Names with commas between them."""
 
@@ -43,7 +46,13 @@ class Groups(click.ParamType[tuple[str, ...]]):
 @click.option("--kind", type=click.Choice(("job", "app", "storage")), help="Only this kind of workload.")
 @click.option("--group-by", type=Groups(), default="org", show_default=True, help=f"One or more of {','.join(GROUPS)}.")
 @click.option("--step", type=click.Choice(("hour", "day", "week", "month")), help="A row for each of these.")
-@click.option("--timezone", default="UTC", show_default=True, help="Whose days, weeks and months these are.")
+@click.option(
+    "--timezone",
+    default="UTC",
+    show_default=True,
+    is_eager=True,  # dates in the other options are read by it
+    help="Whose days, weeks and months these are; dates without a time are its days, too.",
+)
 @json_option
 @csv_option
 def usage(
@@ -84,6 +93,7 @@ def usage(
         skipped.add("refunded")
     columns = [name for name in report.columns() if name not in skipped]
     if not as_csv:
+        shape = _by_clock(shape, timezone)
         click.echo(f"from {shape['from']} to {shape['to']}")
         if not report.is_exact:
             click.echo(f"details that old are not kept: exact from {shape['exact_from']} to {shape['exact_to']}")
@@ -96,6 +106,24 @@ def usage(
         last=total,
         nothing="nothing was used",
     )
+
+
+def _by_clock(shape: dict[str, Any], zone: str) -> dict[str, Any]:
+    """The report with its times by the clocks of a zone, as people read a table."""
+    if zone == "UTC":
+        return shape
+    from zoneinfo import ZoneInfo
+
+    from ledger.clock import from_us, parse_time
+
+    def local(fields: dict[str, Any]) -> dict[str, Any]:
+        times = {name: value for name, value in fields.items() if name in _TIMES and value}
+        return {
+            **fields,
+            **{name: from_us(parse_time(t)).astimezone(ZoneInfo(zone)).isoformat() for name, t in times.items()},
+        }
+
+    return {**local(shape), "rows": [local(row) for row in shape["rows"]]}
 
 
 @click.group(cls=Group)

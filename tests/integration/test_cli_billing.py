@@ -65,3 +65,16 @@ def test_the_past_is_exported_for_prometheus(lab: Lab) -> None:
     families = {family.name: family for family in text_string_to_metric_families(text)}
     last = {sample.labels["project"]: sample.value for sample in families["credits_spent"].samples}
     assert last == {"nlp": 1.0, "vision": 81.0}
+
+
+def test_dates_are_days_of_the_zone_that_is_asked_for(lab: Lab) -> None:
+    # In Kiribati, 14 hours ahead, the 23rd begins at 10:00 UTC of the 22nd, in the middle of job a.
+    zone = ("--timezone", "Pacific/Kiritimati")
+    assert lab.json("usage", "--from", "2026-11-23", "--to", "2026-11-24", *zone)["total"] == "40.5"
+    assert lab.json("usage", *zone, "--from", "2026-11-22", "--to", "2026-11-23")["total"] == "41.5"
+    assert lab.json("usage", "--from", "2026-11-22", "--to", "2026-11-23")["total"] == "82"
+    table = lab.ok("usage", "--from", "2026-11-23", "--to", "2026-11-24", "--step", "day", *zone)
+    assert "2026-11-23T00:00:00+14:00" in table
+    refused = lab.run("usage", "--from", "2026-11-23", "--timezone", "Europe/Berln")
+    assert refused.returncode == 2
+    assert "did you mean 'Europe/Berlin'?" in refused.stderr
