@@ -56,6 +56,12 @@ class Refusals:
         items = await again(lambda: self._client.xrange(stream, min=start, max="+", count=limit))
         return [{"id": text(i), **msgspec.json.decode(fields[b"entry"])} for i, fields in items]
 
+    async def latest(self, org: str, limit: int, before: str | None = None) -> list[dict[str, Any]]:
+        """Up to `limit` entries of an org, the newest first; `before`: those older than an id."""
+        stream, last = keys.of_org(org).refusals, "+" if before is None else f"({before}"
+        items = await again(lambda: self._client.xrevrange(stream, max=last, min="-", count=limit))
+        return [{"id": text(i), **msgspec.json.decode(fields[b"entry"])} for i, fields in items]
+
     async def entries(self, org: str | None, since_us: int, until_us: int) -> AsyncIterator[dict[str, Any]]:
         """All that are kept of an interval, oldest first."""
         after = f"{max(0, since_us // 1000 - 1)}-18446744073709551615"
