@@ -49,6 +49,9 @@ _YEAR: Final = 31_536_000
 class SessionForms(Protocol):
     """What pages need of sessions."""
 
+    def is_secure(self, request: web.Request) -> bool:
+        """Whether the browser speaks https, be it with a proxy before us."""
+
     def csrf_token(self, request: web.Request) -> str:
         """A token that a form of the signed-in person carries."""
 
@@ -67,14 +70,10 @@ class Place(NamedTuple):
 class Pages:
     """Renders the templates of the console and serves its style sheet and script."""
 
-    def __init__(
-        self, sessions: SessionForms, token_of: Callable[[web.Request], Token], *, is_secure: bool = False
-    ) -> None:
-        """`token_of`: the signed-in person of a guarded request. `is_secure`: people reach it by https, also where
-        another server ends the TLS."""
+    def __init__(self, sessions: SessionForms, token_of: Callable[[web.Request], Token]) -> None:
+        """`token_of`: the signed-in person of a guarded request."""
         self.sessions = sessions
         self.token_of = token_of
-        self._is_secure = is_secure
         self._static = {file.name: file.read_bytes() for file in (files("console") / "static").iterdir()}
         self._places: dict[int, frozenset[str]] = {}
         self._templates = Environment(
@@ -115,7 +114,9 @@ class Pages:
         text = self._templates.get_template(template).render({**known, **context})
         response = web.Response(text=text, status=status, content_type="text/html", headers=headers(form_action))
         if flash is not None:
-            response.del_cookie(self._cookie(request, "flash"), path="/", secure=self._secure(request), httponly=True)
+            response.del_cookie(
+                self._cookie(request, "flash"), path="/", secure=self.sessions.is_secure(request), httponly=True
+            )
         return response
 
     def redirect(self, request: web.Request, url: str, said: str = "", *, kind: str = "good") -> web.Response:
@@ -132,7 +133,7 @@ class Pages:
         """A cookie beside the session's, which scripts cannot read either."""
         response.set_cookie(
             self._cookie(request, name), value, max_age=seconds, path="/", httponly=True, samesite="Lax",
-            secure=self._secure(request),
+            secure=self.sessions.is_secure(request),
         )  # fmt: skip
 
     def error_page(self, request: web.Request, status: int, text: str) -> web.Response:
@@ -195,11 +196,8 @@ class Pages:
         there = self._there(request)
         return [Place(url, title, _pattern(request) == url) for url, title in ADMIN_PLACES if url in there]
 
-    def _secure(self, request: web.Request) -> bool:
-        return self._is_secure or request.secure
-
     def _cookie(self, request: web.Request, name: str) -> str:
-        return f"__Host-credits-{name}" if self._secure(request) else f"credits-{name}"
+        return f"__Host-credits-{name}" if self.sessions.is_secure(request) else f"credits-{name}"
 
     def _read_flash(self, request: web.Request) -> tuple[str, str] | None:
         data = request.cookies.get(self._cookie(request, "flash"), "")
@@ -222,7 +220,8 @@ def headers(form_action: Collection[str] = ()) -> Mapping[str, str]:
     return {
         "Content-Security-Policy": policy,
         "Cache-Control": "no-store",
-        "Referrer-Policy": "no-referrer",
+        # With none at all, browsers would not say either that a form comes from here.
+        "Referrer-Policy": "same-origin",
         "X-Content-Type-Options": "nosniff",
         "Cross-Origin-Opener-Policy": "same-origin",
     }
