@@ -26,6 +26,7 @@ from dashboards.units import (
 from exporter.metric_names import (
     CHARGE_BACK_PENDING,
     CHARGE_BACK_REFUNDED,
+    ENFORCER_LEDGER_UP,
     LEDGER_DRIFT,
     LEDGER_EPOCH,
     LEDGER_UP,
@@ -94,7 +95,7 @@ def dashboard() -> PanelJson:
         stat(
             "Ledger",
             "Whether the ledger's server answered every process that asked it last.",
-            f"min({LEDGER_UP.name})",
+            f"min({LEDGER_UP.name} or {ENFORCER_LEDGER_UP.name})",
             COUNT,
             UP,
             none="not asked",

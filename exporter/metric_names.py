@@ -136,6 +136,9 @@ ADMISSION_DURATION: Final = Metric(
 )
 
 LEDGER_UP: Final = Metric("credits_ledger_up", "gauge", (), "1 if the ledger's server answered when last asked.")
+ENFORCER_LEDGER_UP: Final = Metric(
+    "credits_enforcer_ledger_up", "gauge", (), "1 if the ledger answers, 0 while decisions are made without it."
+)
 LEDGER_EPOCH: Final = Metric(
     "credits_ledger_epoch_timestamp_seconds",
     "gauge",

@@ -12,7 +12,7 @@ from typing import Final
 from exporter import metric_names as names
 from exporter.metric_names import Metric
 
-OF_ENFORCER: Final = (names.ADMISSIONS, names.ADMISSION_DURATION, names.STAGE)
+OF_ENFORCER: Final = (names.ADMISSIONS, names.ADMISSION_DURATION, names.STAGE, names.ENFORCER_LEDGER_UP)
 """What the enforcer serves; everything else is the exporter's."""
 
 _HEAD = """# Metrics
@@ -22,8 +22,8 @@ _HEAD = """# Metrics
 Amounts are credits, times seconds. Amounts are written as exact decimals; Prometheus itself keeps doubles, so above
 about 4,000,000,000 credits it loses the last digit, and `credits usage` does not. Counters live in the ledger: they
 never go back, not over restarts either. An absent project, user or app is `""`. The exporter also serves
-prometheus_client's `process_*`, the enforcer `credits_enforcer_ledger_up` (1 if the ledger answers it) and
-`credits_enforcer_pending_entries` (refusals and exceptions that the ledger does not have yet).
+prometheus_client's `process_*`, the enforcer `credits_enforcer_pending_entries` (refusals and exceptions that the
+ledger does not have yet).
 
 `kind` is `job`, `app` or `storage`. In `credits_rate`, `job` stands for presets, which apps run on, too.
 

@@ -113,6 +113,17 @@ FIRES: dict[str, Case] = {
     ),
     "CreditsAdmissionFailingOpen": (_series("credits_admissions_total", "_x20 1x100", **UNCHECKED), "30m", UNCHECKED),
 }
+ALSO: list[tuple[str, Case]] = [
+    (
+        "CreditsLedgerDown",
+        (
+            {'credits_enforcer_ledger_up{instance="f",job="credits-enforcer"}': "1x10 0x60"},
+            "13m",
+            {"instance": "f", "job": "credits-enforcer"},
+        ),
+    ),
+]
+"""Other ways to the same alert."""
 VALUES = {
     "CreditsRunwayShort": "20h 0m 0s",
     "CreditsRunwayCritical": "3h 0m 0s",
@@ -181,7 +192,7 @@ def test_every_alert_has_a_case() -> None:
 @pytest.mark.prometheus
 def test_alerts_fire_when_they_should_and_alone(tmp_path: Path) -> None:
     tests = []
-    for name, (series, at, labels) in FIRES.items():
+    for name, (series, at, labels) in [*FIRES.items(), *ALSO]:
         rule = RULES[name]
         expected = {
             "exp_labels": {**labels, **rule["labels"]},
