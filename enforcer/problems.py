@@ -10,7 +10,15 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from ledger.errors import CreditsError, IdempotencyConflict, InvalidRequest, LedgerUnavailable, UnknownOrg
+from ledger.errors import (
+    Changed,
+    CreditsError,
+    IdempotencyConflict,
+    Insufficient,
+    InvalidRequest,
+    LedgerUnavailable,
+    UnknownOrg,
+)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ErrorPage = Callable[[web.Request, int, str], web.Response]
@@ -23,6 +31,8 @@ _FAULTS: tuple[tuple[type[CreditsError], int, str], ...] = (
     (UnknownOrg, 404, "unknown_org"),
     (InvalidRequest, 422, "invalid"),
     (IdempotencyConflict, 409, "idempotency_conflict"),
+    (Insufficient, 409, "insufficient"),
+    (Changed, 412, "changed"),
     (LedgerUnavailable, 503, "ledger_unavailable"),
 )
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "not_json"}

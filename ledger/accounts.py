@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import msgspec
 from ledger import keys
 from ledger.clock import INSTANT_MAX_US, Clock, format_time, now_us
 from ledger.connect import Client, again
-from ledger.errors import IdempotencyConflict, InvalidRequest, UnknownOrg
+from ledger.errors import Changed, IdempotencyConflict, InvalidRequest, UnknownOrg
 from ledger.lua import Scripts, common_keys, text
 from ledger.money import MICRO_MAX, format_micro
 from ledger.names import check_name
@@ -67,6 +68,8 @@ class Balance:
     known: bool
     contact: str | None
     policy: Mapping[str, Any]
+    revision: str = "0"
+    """Of what admins set: another one after each change of it, never the same again."""
     acting: str = ""
     """`grace`, `suspend` or `stop` while something is done about what runs (see ledger/exhaustion.py)."""
 
@@ -128,17 +131,21 @@ class Accounts:
         org: str,
         *,
         who: str,
+        address: str | None = None,
+        if_revision: str | None = None,
         unlimited: bool | None = None,
         contact: str | None = None,
         policy: Mapping[str, Any] | None = None,
     ) -> str:
         """Create or edit an org; None leaves a field. Returns `created`, `edited` or `same`.
 
-        Raises: InvalidRequest for a name that cannot be one.
+        `if_revision`: only if its settings still are of this revision (`*`: only if it is there).
+        Raises: InvalidRequest for a name that cannot be one; Changed where the revision is another one, UnknownOrg
+            where a revision is asked of an org that is not there.
         """
         check_name("org", org)
         fields: list[str] = []
-        entry: dict[str, Any] = {"type": "org", "at": format_time(self._wall()), "who": who}
+        entry: dict[str, Any] = {"type": "org", "at": format_time(self._wall()), "who": who, "from": address}
         if unlimited is not None:
             fields += ["unlimited", "1" if unlimited else ""]
             entry["unlimited"] = unlimited
@@ -148,10 +155,16 @@ class Accounts:
         if policy is not None:
             fields += ["policy", msgspec.json.encode(policy).decode() if policy else ""]
             entry["policy"] = dict(policy)
-        await again(lambda: self._client.sadd(keys.ORGS, org))
+        if if_revision is None:
+            await again(lambda: self._client.sadd(keys.ORGS, org))
+        else:
+            await self.balance(org)
         names = common_keys(keys.of_org(org))
-        answer = await self._scripts.org.durably(names, [org, msgspec.json.encode(entry), *fields])
-        return text(answer[0])
+        arguments = [org, msgspec.json.encode(entry), if_revision or "", secrets.token_hex(8), *fields]
+        said = text((await self._scripts.org.durably(names, arguments))[0])
+        if said == "changed":
+            raise Changed(f"The settings of org {org!r} are not those that were read; read them again.")
+        return said
 
     async def grant(
         self,
@@ -160,6 +173,7 @@ class Accounts:
         *,
         key: str,
         who: str,
+        address: str | None = None,
         source: str = "provision",
         reason: str = "",
         effective_us: int | None = None,
@@ -205,6 +219,7 @@ class Accounts:
             "type": "grant",
             "at": record.granted_at,
             "who": who,
+            "from": address,
             "credits": record.credits,
             "source": source,
             "reason": reason,
@@ -297,5 +312,6 @@ def _balance(org: str, answer: list[Any]) -> Balance:
         known=fields.get("known") == "1",
         contact=fields.get("contact"),
         policy=msgspec.json.decode(fields["policy"]) if fields.get("policy") else {},
+        revision=fields.get("settings_rev", "0"),
         acting=fields.get("acting", ""),
     )

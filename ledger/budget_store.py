@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,7 +15,7 @@ from ledger import keys
 from ledger.budgets import Budget, budget_id, decode_budgets
 from ledger.clock import Clock, format_time, now_us
 from ledger.connect import Client, again
-from ledger.errors import InvalidRequest, LedgerUnavailable
+from ledger.errors import Changed, InvalidRequest, LedgerUnavailable
 from ledger.lua import Scripts, text
 from ledger.money import COST_DENOMINATOR, HOUR_US, MICRO_MAX, format_micro
 from ledger.names import check_name
@@ -90,6 +91,11 @@ class BudgetStore:
         order = {period: number for number, period in enumerate(PERIODS)}
         return sorted(found, key=lambda s: (s.budget.project, s.budget.user or "", order[s.budget.period]))
 
+    async def tags(self, org: str) -> dict[tuple[str, str | None], str]:
+        """(project, user) -> what the budgets of it (or of the user in it) are now, as `if_tag` takes it."""
+        fields = await again(lambda: self._client.hgetall(keys.of_org(org).budgets))
+        return tags_of(fields)
+
     async def put(
         self,
         org: str,
@@ -98,13 +104,17 @@ class BudgetStore:
         limit_micro: int,
         *,
         who: str,
+        address: str | None = None,
+        if_tag: str | None = None,
         period: str = "month",
         timezone: str = "UTC",
         week_start: int = 0,
     ) -> BudgetState:
         """Cap what a project, or a user in it, may spend in a period; there is one budget for each of the four.
 
-        0 is zero: nothing may be spent. Raises: InvalidRequest; LedgerUnavailable (a retry is safe).
+        0 is zero: nothing may be spent. `if_tag`: only if the budgets of the project (or user) still are these
+        (`*`: only if there are any).
+        Raises: InvalidRequest; Changed where they are others; LedgerUnavailable (a retry is safe).
         """
         check_name("org", org)
         budget = _checked(
@@ -116,34 +126,47 @@ class BudgetStore:
             now = self._clock()
             token, revision, spent = await self._spent(org, budget, now)
             entry = {
-                "type": "budget", "at": format_time(now), "who": who, "project": project, "user": user,
+                "type": "budget", "at": format_time(now), "who": who, "from": address, "project": project, "user": user,
                 "credits": format_micro(limit_micro), "period": period, "timezone": timezone, "week_start": week_start,
             }  # fmt: skip
             arguments = [token, revision, budget.id, msgspec.json.encode(budget), budget.field_at(now), str(spent)]
             script_keys = [names.org, names.budgets, names.budget_spent, names.journal]
-            answer = await self._scripts.budget_set.durably(script_keys, [*arguments, msgspec.json.encode(entry)])
-            if text(answer[0]) != "conflict":
+            arguments += [msgspec.json.encode(entry), if_tag or "", *_ids(project, user)]
+            said = text((await self._scripts.budget_set.durably(script_keys, arguments))[0])
+            if said == "changed":
+                raise _changed(project, user)
+            if said != "conflict":
                 return next(state for state in await self.states(org) if state.budget.id == budget.id)
         raise LedgerUnavailable(f"org {org!r} is charged so often that its usage could not be read; a retry is safe")
 
     async def remove(
-        self, org: str, project: str, user: str | None, *, who: str, period: str | None = None
-    ) -> list[Budget]:
-        """Remove the budgets of a project (or of a user in it), of one period or of all; what was removed."""
+        self, org: str, project: str, user: str | None, *, who: str, address: str | None = None,
+        if_tag: str | None = None, period: str | None = None,
+    ) -> list[Budget]:  # fmt: skip
+        """Remove the budgets of a project (or of a user in it), of one period or of all; what was removed.
+
+        `if_tag` as in `put`. Raises: Changed, LedgerUnavailable.
+        """
         names = keys.of_org(org)
         _, budgets = await self.read(org)
-        removed = []
-        for budget in budgets:
-            if (budget.project, budget.user) != (project, user) or period not in (None, budget.period):
-                continue
+        removed = [
+            budget
+            for budget in budgets
+            if (budget.project, budget.user) == (project, user) and period in (None, budget.period)
+        ]
+        if not removed:
+            return []
+        ids = _ids(project, user)
+        arguments: list[Any] = [if_tag or "", str(len(ids)), *ids]
+        for budget in removed:
             entry = {
-                "type": "budget_removed", "at": format_time(self._clock()), "who": who, "project": project,
-                "user": user, "credits": format_micro(budget.limit_micro), "period": budget.period,
+                "type": "budget_removed", "at": format_time(self._clock()), "who": who, "from": address,
+                "project": project, "user": user, "credits": format_micro(budget.limit_micro), "period": budget.period,
             }  # fmt: skip
-            script_keys = [names.org, names.budgets, names.budget_spent, names.journal]
-            arguments = [budget.id, budget.id + keys.US, msgspec.json.encode(entry)]
-            await self._scripts.budget_remove.durably(script_keys, arguments)
-            removed.append(budget)
+            arguments += [budget.id, budget.id + keys.US, msgspec.json.encode(entry)]
+        script_keys = [names.org, names.budgets, names.budget_spent, names.journal]
+        if text((await self._scripts.budget_remove.durably(script_keys, arguments))[0]) == "changed":
+            raise _changed(project, user)
         return removed
 
     async def _spent(self, org: str, budget: Budget, now: int) -> tuple[str, str, int]:
@@ -201,6 +224,27 @@ class BudgetStore:
             before, after = (run.cumulative(min(us, charged))[0] // COST_DENOMINATOR for us in (since, until))
             spent += after - before
         return spent
+
+
+def tags_of(fields: dict[bytes, bytes]) -> dict[tuple[str, str | None], str]:
+    """The same as `BudgetStore.tags`, of the hash as it is stored."""
+    wanted = {(budget.project, budget.user) for budget in decode_budgets(fields)}
+    return {pair: _tag(fields, *pair) for pair in wanted}
+
+
+def _tag(fields: dict[bytes, bytes], project: str, user: str | None) -> str:
+    # As scripts/budget_set.lua makes it, which compares it in the step that changes something.
+    records = b"".join(fields.get(one.encode(), b"") + b"\n" for one in _ids(project, user))
+    return hashlib.sha1(records, usedforsecurity=False).hexdigest()
+
+
+def _ids(project: str, user: str | None) -> list[str]:
+    return [budget_id(project, user, period) for period in PERIODS]
+
+
+def _changed(project: str, user: str | None) -> Changed:
+    of_user = "" if user is None else f", user {user!r}"
+    return Changed(f"The budgets of project {project!r}{of_user} are not those that were read; read them again.")
 
 
 def _net(amounts: dict[int, Amounts], rows: list[Row], budget: Budget) -> int:

@@ -26,6 +26,14 @@ class IdempotencyConflict(CreditsError):
     """The idempotency key is known, with another body."""
 
 
+class Changed(CreditsError):
+    """Somebody else changed it since it was read: read it again."""
+
+
+class Insufficient(CreditsError):
+    """There are not as many credits available."""
+
+
 class UnknownOrg(CreditsError):
     """No org of this name."""
 

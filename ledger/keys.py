@@ -73,8 +73,8 @@ class OrgKeys:
 
     @property
     def org(self) -> str:
-        """Hash: name, known, unlimited, contact, policy, commit, budget_rev, spent, refunded, granted,
-        granted:SOURCE (before anything was taken back), withdrawn, restored, expired, debt, debt_at (end of the
+        """Hash: name, known, unlimited, contact, policy, settings_rev (of these), commit, budget_rev, spent, refunded,
+        granted, granted:SOURCE (before anything was taken back), withdrawn, restored, expired, debt, debt_at (end of the
         last use that no grant paid for), mark:SOURCE, burn:SOURCE, acting."""
         return self._key("org")
 
