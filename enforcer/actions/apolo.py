@@ -55,7 +55,7 @@ class ApoloActions:
                 case 401 | 403:
                     raise ActionError(
                         f"the token may not cancel jobs of {self._remote} ({status}); let a cluster admin run: "
-                        f"apolo acl grant job://{self._remote} USER manage"
+                        f"apolo acl grant job://{self._remote} NAME manage (NAME: the user of the token)"
                     )
                 case 429 | 502 | 503 | 504:
                     return Outcome.LATER
