@@ -5,7 +5,7 @@ from __future__ import annotations
 from ledger import keys
 from ledger.money import COST_DENOMINATOR
 from ledger.org_state import Live, OrgState
-from ledger.plan import Plan
+from ledger.plan import Plan, class_of
 from ledger.runs import OPEN, Run
 
 
@@ -41,7 +41,8 @@ def set_aside(plan: Plan, state: OrgState, taken_us: int, window_us: int) -> lis
             continue
         micro = -((beyond_limit - per_us * window_us) // COST_DENOMINATOR)  # rounded up
         if micro:
-            for tier in keys.tier_fields(facts.project, facts.user):
+            tiers = keys.tier_fields(facts.project, facts.user)
+            for tier in (*tiers, class_of(facts)) if state.is_scoped else tiers:
                 running[tier] = running.get(tier, 0) + micro
     if plan.taken_us is not None or running != state.running.get(plan.source, {}):
         plan.running = running

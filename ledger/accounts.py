@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from ledger.errors import Changed, IdempotencyConflict, InvalidRequest, UnknownO
 from ledger.lua import Scripts, common_keys, text
 from ledger.money import MICRO_MAX, format_micro
 from ledger.names import check_name
+from ledger.scopes import SCOPES_MAX, Scope, Supply, make_scope
 
 GRANT_SOURCES = ("provision", "purchase", "refund", "gift")
 KEY_MAX = 255
@@ -25,8 +26,11 @@ PAYMENT_PREFIX = "payment:"
 """Of the keys of grants that were paid for: nobody else's to use."""
 
 
-class GrantRecord(msgspec.Struct, frozen=True):
-    """A grant as it was acknowledged; amounts are decimal strings, times RFC 3339."""
+class GrantRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A grant as it was acknowledged; amounts are decimal strings, times RFC 3339.
+
+    `presets`, `clusters`: all that it pays for; none: any.
+    """
 
     key: str
     digest: str
@@ -37,6 +41,9 @@ class GrantRecord(msgspec.Struct, frozen=True):
     effective_at: str
     expires_at: str | None
     who: str
+    purpose: str = ""
+    presets: tuple[str, ...] = ()
+    clusters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,9 @@ class GrantReceipt:
 @dataclass(frozen=True, slots=True)
 class Balance:
     """What an org has, all of one instant. available = granted - expired - spent - held, always.
+
+    It may be as far below 0 as `credit_line_micro`. `restricted`: what is left of grants that pay for some work only.
+    `owed_micro`: what no grant paid, which is more than the overdraft where there are restricted ones.
 
     `burn_micro`: micro-credits an hour that what runs now costs. `overdraft_micro`: spent beyond what counts
     as granted. `holds`: how many admission holds there are.
@@ -68,6 +78,9 @@ class Balance:
     known: bool
     contact: str | None
     policy: Mapping[str, Any]
+    credit_line_micro: int = 0
+    restricted: Mapping[Scope, int] = field(default_factory=dict)
+    owed_micro: int = 0
     revision: str = "0"
     """Of what admins set: another one after each change of it, never the same again."""
     acting: str = ""
@@ -83,6 +96,17 @@ class Balance:
         return self.left_micro - self.held_micro
 
     @property
+    def usable_micro(self) -> int:
+        """What there is before what runs runs out: what is left, and the credit line."""
+        return self.left_micro + self.credit_line_micro
+
+    @property
+    def supply(self) -> Supply:
+        """The same, told apart by what it may be used for."""
+        free = self.left_micro + self.owed_micro - sum(self.restricted.values())
+        return Supply(free + max(0, self.credit_line_micro - self.owed_micro), self.restricted)
+
+    @property
     def overdraft_micro(self) -> int:
         return max(0, -self.left_micro)
 
@@ -91,7 +115,7 @@ class Balance:
         """When nothing is left at the present burn; None while nothing burns or the org is unlimited."""
         if self.unlimited or self.burn_micro <= 0:
             return None
-        return self.at_us + max(0, self.left_micro) * 3_600_000_000 // self.burn_micro
+        return self.at_us + max(0, self.usable_micro) * 3_600_000_000 // self.burn_micro
 
     @property
     def stage(self) -> str:
@@ -100,7 +124,7 @@ class Balance:
             return "ok"
         if self.acting:
             return self.acting
-        if self.available_micro <= 0:
+        if self.available_micro + self.credit_line_micro <= 0:
             return "block"
         exhausted = self.exhausted_us
         return "warn" if exhausted is not None and exhausted - self.at_us < 24 * 3_600_000_000 else "ok"
@@ -136,6 +160,7 @@ class Accounts:
         unlimited: bool | None = None,
         contact: str | None = None,
         policy: Mapping[str, Any] | None = None,
+        credit_line_micro: int | None = None,
     ) -> str:
         """Create or edit an org; None leaves a field. Returns `created`, `edited` or `same`.
 
@@ -155,6 +180,11 @@ class Accounts:
         if policy is not None:
             fields += ["policy", msgspec.json.encode(policy).decode() if policy else ""]
             entry["policy"] = dict(policy)
+        if credit_line_micro is not None:
+            if not 0 <= credit_line_micro <= MICRO_MAX:
+                raise InvalidRequest(f"credit_line: expected 0 (none) to {format_micro(MICRO_MAX)} credits")
+            fields += ["credit_line", str(credit_line_micro) if credit_line_micro else ""]
+            entry["credit_line"] = format_micro(credit_line_micro)
         if if_revision is None:
             await again(lambda: self._client.sadd(keys.ORGS, org))
         else:
@@ -178,10 +208,14 @@ class Accounts:
         reason: str = "",
         effective_us: int | None = None,
         expires_us: int | None = None,
+        purpose: str = "",
+        presets: Iterable[str] = (),
+        clusters: Iterable[str] = (),
     ) -> GrantReceipt:
         """Give credits, at most once for `key`, for ever; returns once it is durable.
 
-        Creates the org where there is none. `effective_us` None: now.
+        Creates the org where there is none. `effective_us` None: now. With `presets` or `clusters` it pays only for
+        work that runs on one of each. `purpose` is for people.
         Raises: InvalidRequest; IdempotencyConflict (same key, other body); LedgerUnavailable (retry is safe).
         """
         check_name("org", org)
@@ -195,6 +229,7 @@ class Accounts:
             raise InvalidRequest(f"idempotency key: expected 1 to {KEY_MAX} printable characters")
         if key.startswith(PAYMENT_PREFIX):
             raise InvalidRequest(f"idempotency key {key!r}: those that start with {PAYMENT_PREFIX!r} are of payments")
+        scope = make_scope(presets, clusters)
         now = self._wall()
         for what, instant in (("effective_at", effective_us), ("expires_at", expires_us)):
             if instant is not None and not 0 <= instant < INSTANT_MAX_US:
@@ -208,12 +243,14 @@ class Accounts:
                 "use in the past has an effective_at in the past"
             )
         # The body as asked, so that a retry without effective_at is the same request a minute later.
-        body = [org, micro, source, reason, effective_us, expires_us]
+        body: list[Any] = [org, micro, source, reason, effective_us, expires_us]
+        if purpose or scope:
+            body += [purpose, scope or Scope()]  # not where there is neither: older keys have to find their digests
         digest = hashlib.sha256(msgspec.json.encode(body)).hexdigest()
         record = GrantRecord(
             key, digest, format_micro(micro), source, reason, format_time(now),
             format_time(now if effective_us is None else effective_us),
-            None if expires_us is None else format_time(expires_us), who,
+            None if expires_us is None else format_time(expires_us), who, purpose, *(scope or ()),
         )  # fmt: skip
         entry = {
             "type": "grant",
@@ -226,6 +263,8 @@ class Accounts:
             "key": key,
             "effective_at": record.effective_at,
             "expires_at": record.expires_at,
+            **({"purpose": purpose} if purpose else {}),
+            **({"only": scope._asdict()} if scope else {}),
         }
         org_keys = keys.of_org(org)
         starts = now if effective_us is None else effective_us
@@ -233,12 +272,18 @@ class Accounts:
         arguments = [
             key, msgspec.json.encode(record), digest, str(micro), source, str(starts), ends,
             msgspec.json.encode(entry), str(MICRO_MAX), self._now(), org,
+            scope.encode() if scope else "", str(SCOPES_MAX),
         ]  # fmt: skip
         await again(lambda: self._client.sadd(keys.ORGS, org))
         answer = await self._scripts.grant.durably([*common_keys(org_keys), org_keys.grants], arguments)
         said = text(answer[0])
         if said == "too_large":
             raise InvalidRequest(f"credits {format_micro(micro)}: the org would hold more than the ledger can count")
+        if said == "too_many_scopes":
+            raise InvalidRequest(
+                f"only: the grants of org {org!r} are restricted in {SCOPES_MAX} different ways already, which is as "
+                "many as may be; use one of these, or wait until one of them is used up or over"
+            )
         known = msgspec.json.decode(answer[1], type=GrantRecord)
         if said == "conflict":
             raise IdempotencyConflict(
@@ -295,9 +340,10 @@ def _balance(org: str, answer: list[Any]) -> Balance:
     fields = {text(k): text(v) for k, v in zip(answer[7::2], answer[8::2], strict=True)}
     unlimited = fields.get("unlimited") == "1"
     left = granted - expired - spent
+    line = int(fields.get("credit_line") or 0)
     if not unlimited:
         # What running work is to have set aside is held as far as there is something left to hold.
-        running = min(running, max(0, left - held))
+        running = min(running, max(0, left + line - held))
     return Balance(
         org=org,
         at_us=at,
@@ -312,6 +358,9 @@ def _balance(org: str, answer: list[Any]) -> Balance:
         known=fields.get("known") == "1",
         contact=fields.get("contact"),
         policy=msgspec.json.decode(fields["policy"]) if fields.get("policy") else {},
+        credit_line_micro=line,
+        restricted={Scope.decode(k): int(v) for k, v in msgspec.json.decode(fields.get("restricted", "{}")).items()},
+        owed_micro=int(fields.get("owed", 0)),
         revision=fields.get("settings_rev", "0"),
         acting=fields.get("acting", ""),
     )

@@ -257,6 +257,7 @@ def _state(
             totals=decode_amounts(spent),
             budgets=decode_budgets(budgets),
             grant_edges=_edges(purse.values()),
+            is_scoped=facts.get("scoped") == "1",
         )
         state.row_numbers = {row: number for number, row in enumerate(state.rows)}
         for data in runs.values():
@@ -272,7 +273,7 @@ def _edges(purse: Iterable[bytes]) -> tuple[int, ...]:
     """Where grants that expire begin and end, ascending."""
     edges: set[int] = set()
     for entry in purse:
-        starts, expires, _ = entry.split(b"|")
+        starts, expires = entry.split(b"|", 2)[:2]
         if expires:
             edges |= {int(starts), int(expires)}
     return tuple(sorted(edges))

@@ -60,6 +60,8 @@ class OrgState:
     budgets: tuple[Budget, ...] = ()
     grant_edges: tuple[int, ...] = ()
     """Instants (us), ascending, at which grants that expire begin and end: they pay for what is used in between."""
+    is_scoped: bool = False
+    """Whether it ever had a restricted grant: then charges and what is set aside are told apart by class of work."""
     forgotten_us: int = 0
     """Before this a run without a record is not charged: it may have been, and been forgotten."""
 

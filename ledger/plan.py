@@ -15,6 +15,7 @@ from ledger.lua import common_keys
 from ledger.money import format_micro
 from ledger.org_state import Amounts, OrgState, Row
 from ledger.runs import hour_of
+from ledger.scopes import class_field, preset_of
 
 Slot = tuple[int, int]
 """[since, until) inside one hour and one period of every budget."""
@@ -100,9 +101,11 @@ def pack(plan: Plan, state: OrgState, now_us: int) -> Packed:
         since, until = slot
         hour = hour_of(since)
         hours.setdefault(hour, len(hours) + 1)
-        spent = 0
+        spent: dict[str, int] = {}
         for row, amounts in plan.tally[slot].items():
-            spent += amounts.micro
+            if amounts.micro:
+                work = class_of(state.rows[row]) if state.is_scoped else ""
+                spent[work] = spent.get(work, 0) + amounts.micro
             total = by_hour.get((hour, row))
             if total is None:
                 by_hour[hour, row] = Amounts(amounts.micro, amounts.us, amounts.refunded_micro, amounts.refunded_us)
@@ -117,8 +120,8 @@ def pack(plan: Plan, state: OrgState, now_us: int) -> Packed:
                     if budget.covers(state.rows[row].project, state.rows[row].user):
                         counter = budget.field_at(since)
                         budgets[counter] = budgets.get(counter, 0) + net
-        if spent:
-            slots.append([str(since), str(until), str(spent)])
+        for work, micro in spent.items():
+            slots.append([str(since), str(until), str(micro), *([work] if work else [])])
     for (hour, row), sums in by_hour.items():
         charges.append(
             [str(hours[hour]), str(row), str(sums.micro), str(sums.us), str(sums.refunded_micro), str(sums.refunded_us)]
@@ -148,6 +151,11 @@ def pack(plan: Plan, state: OrgState, now_us: int) -> Packed:
     names = [*common_keys(org), org.rows, org.spent, org.hours, org.runs, org.ended, org.grants, org.budget_spent]
     names += [org.running_of(plan.source), org.rollups, *(org.bucket(hour) for hour in hours)]
     return Packed(token, names, msgspec.msgpack.encode(payload))
+
+
+def class_of(row: Row) -> str:
+    """The class of work that restricted grants tell apart."""
+    return class_field(row.cluster, preset_of(row.kind, row.resource, row.app))
 
 
 def rollups_of(us: int) -> tuple[str, str]:

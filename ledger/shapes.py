@@ -7,6 +7,7 @@ from typing import Any
 from ledger.accounts import Balance, GrantReceipt
 from ledger.clock import format_time
 from ledger.money import format_micro
+from ledger.scopes import Scope
 
 
 def time_or_none(us: int | None) -> str | None:
@@ -25,10 +26,19 @@ def balance_shape(balance: Balance) -> dict[str, Any]:
         "available": format_micro(balance.available_micro),
         "overdraft": format_micro(balance.overdraft_micro),
         "unlimited": balance.unlimited,
+        "credit_line": format_micro(balance.credit_line_micro),
+        "restricted": [
+            {**only_shape(scope), "left": format_micro(micro)} for scope, micro in sorted(balance.restricted.items())
+        ],
         "burn_rate": format_micro(balance.burn_micro),
         "exhausted_at": time_or_none(balance.exhausted_us),
         "stage": balance.stage,
     }
+
+
+def only_shape(scope: Scope) -> dict[str, list[str]]:
+    """For which work a restricted grant pays; an empty list: any."""
+    return {"presets": list(scope.presets), "clusters": list(scope.clusters)}
 
 
 def grant_shape(org: str, receipt: GrantReceipt) -> dict[str, Any]:
@@ -40,6 +50,8 @@ def grant_shape(org: str, receipt: GrantReceipt) -> dict[str, Any]:
         "credits": record.credits,
         "source": record.source,
         "reason": record.reason,
+        "purpose": record.purpose,
+        "only": only_shape(Scope(record.presets, record.clusters)) if record.presets or record.clusters else None,
         "granted_at": record.granted_at,
         "effective_at": record.effective_at,
         "expires_at": record.expires_at,

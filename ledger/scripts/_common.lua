@@ -21,38 +21,68 @@ local function micro(key, field)
   return tonumber(redis.call('HGET', key, field) or '0')
 end
 
--- 'starts|expires|remaining'; expires is '' where the grant does not expire.
+-- 'starts|expires|remaining|scope'; expires is '' where the grant does not expire, scope where it pays any work.
 local function parse_purse(entry)
-  local starts, expires, remaining = string.match(entry, '^(%d+)|(%d*)|(%d+)')
-  return tonumber(starts), tonumber(expires), tonumber(remaining)
+  local starts, expires, remaining, scope = string.match(entry, '^(%d+)|(%d*)|(%d+)|?(.*)$')
+  return tonumber(starts), tonumber(expires), tonumber(remaining), scope
 end
 
--- What is left of the grants, in the order in which they pay: the soonest to expire first.
+-- Whether a restricted grant pays a class of work. Its scope is JSON: {clusters = names, presets = names}, none: any.
+-- A class is 'c US cluster US preset', the preset '' where the work has none; '' is work of no known class.
+local parsed_scopes = {}
+local function accepts(scope, class)
+  local known = parsed_scopes[scope]
+  if not known then
+    known = {answers = {}}
+    for what, names in pairs(cjson.decode(scope)) do
+      if #names > 0 then
+        known[what] = {}
+        for _, name in ipairs(names) do known[what][name] = true end
+      end
+    end
+    parsed_scopes[scope] = known
+  end
+  if known.answers[class] == nil then
+    local cluster, preset = string.match(class, '^c\31([^\31]*)\31(.*)$')
+    known.answers[class] = cluster ~= nil and (not known.clusters or known.clusters[cluster] == true)
+      and (not known.presets or known.presets[preset] == true)
+  end
+  return known.answers[class]
+end
+
+-- What is left of the grants, in the order in which they pay: the soonest to expire first, then restricted ones.
 local function grants_in_order()
   local grants = {}
   local entries = redis.call('HGETALL', KEYS[2])
   for i = 1, #entries, 2 do
-    local starts, expires, remaining = parse_purse(entries[i + 1])
-    grants[#grants + 1] = {id = entries[i], starts = starts, expires = expires, remaining = remaining}
+    local starts, expires, remaining, scope = parse_purse(entries[i + 1])
+    grants[#grants + 1] = {id = entries[i], starts = starts, expires = expires, remaining = remaining, scope = scope}
   end
   table.sort(grants, function(a, b)
     local x, y = a.expires or 2 ^ 53, b.expires or 2 ^ 53
     if x ~= y then return x < y end
+    if (a.scope == '') ~= (b.scope == '') then return b.scope == '' end
     if a.starts ~= b.starts then return a.starts < b.starts end
     return a.id < b.id
   end)
   return grants
 end
 
--- Pays from those grants that began before `until_` and ended after `since`; returns what they did not cover.
-local function pay(grants, due, since, until_)
+local function take(grant, due)
+  local paid = math.min(due, grant.remaining)
+  grant.remaining = grant.remaining - paid
+  grant.touched = true
+  return due - paid
+end
+
+-- Pays work of a class from those grants that began before `until_` and ended after `since`; without a class, from
+-- those that pay any work. Returns what they did not cover.
+local function pay(grants, due, since, until_, class)
   for _, grant in ipairs(grants) do
     if due == 0 then break end
-    if grant.remaining > 0 and grant.starts < until_ and (not grant.expires or grant.expires > since) then
-      local paid = math.min(due, grant.remaining)
-      grant.remaining = grant.remaining - paid
-      grant.touched = true
-      due = due - paid
+    if grant.remaining > 0 and grant.starts < until_ and (not grant.expires or grant.expires > since)
+      and (grant.scope == '' or accepts(grant.scope, class or '')) then
+      due = take(grant, due)
     end
   end
   return due
@@ -64,37 +94,105 @@ local function keep_grants(grants)
       if grant.remaining == 0 then
         redis.call('HDEL', KEYS[2], grant.id)
       else
-        redis.call('HSET', KEYS[2], grant.id,
-          text(grant.starts) .. '|' .. (grant.expires and text(grant.expires) or '') .. '|' .. text(grant.remaining))
+        local entry = text(grant.starts) .. '|' .. (grant.expires and text(grant.expires) or '') .. '|'
+          .. text(grant.remaining)
+        redis.call('HSET', KEYS[2], grant.id, entry .. (grant.scope ~= '' and '|' .. grant.scope or ''))
       end
     end
   end
 end
 
--- Pays an overdraft from every grant that has come into force after it arose, also where that grant has expired
--- since: nobody needs to have looked in between.
-local function pay_debt(now)
-  local debt = micro(KEYS[1], 'debt')
-  if debt == 0 then
-    return
+-- Puts what fewer restricted grants pay for first: it is not to find that others, who had a choice, used them up.
+local function narrowest_first(grants, dues)
+  local choices = {}
+  for _, due in ipairs(dues) do
+    local count = 0
+    for _, grant in ipairs(grants) do
+      if grant.scope ~= '' and grant.remaining > 0 and accepts(grant.scope, due.class) then count = count + 1 end
+    end
+    choices[due.class] = count
   end
-  local grants = grants_in_order()
-  local rest = pay(grants, debt, micro(KEYS[1], 'debt_at'), now + 1)
-  if rest ~= debt then
-    keep_grants(grants)
-    redis.call('HSET', KEYS[1], 'debt', text(rest))
+  table.sort(dues, function(a, b)
+    if choices[a.class] ~= choices[b.class] then return choices[a.class] < choices[b.class] end
+    return a.class < b.class
+  end)
+end
+
+-- What no grant paid, per class of work ('' first read: what any unrestricted grant pays), and the end of the last use
+-- that it is owed for.
+local function read_debts()
+  local owed = redis.call('HMGET', KEYS[1], 'debt', 'debt_at', 'debts')
+  local debts = {{class = '', due = tonumber(owed[1] or '0'), at = tonumber(owed[2] or '0')}}
+  for class, debt in pairs(owed[3] and cjson.decode(owed[3]) or {}) do
+    local due, at = string.match(debt, '^(%d+)|(%d+)$')
+    debts[#debts + 1] = {class = class, due = tonumber(due), at = tonumber(at)}
+  end
+  return debts
+end
+
+local function keep_debts(debts)
+  local classed, has_classed = {}, false
+  for _, debt in ipairs(debts) do
+    if debt.class == '' then
+      redis.call('HSET', KEYS[1], 'debt', text(debt.due), 'debt_at', text(debt.at))
+    elseif debt.due > 0 then
+      classed[debt.class], has_classed = text(debt.due) .. '|' .. text(debt.at), true
+    end
+  end
+  if has_classed then
+    redis.call('HSET', KEYS[1], 'debts', cjson.encode(classed))
+  elseif #debts > 1 then
+    redis.call('HDEL', KEYS[1], 'debts')
   end
 end
 
--- Takes credits back: from the grant `own` first, also where it has not begun or is over, then from those in force.
--- Returns what they did not cover.
+local function add_debt(debts, class, due, at)
+  for _, debt in ipairs(debts) do
+    if debt.class == class then
+      debt.at = (class == '' or debt.due > 0) and math.max(debt.at, at) or at
+      debt.due = debt.due + due
+      return
+    end
+  end
+  debts[#debts + 1] = {class = class, due = due, at = at}
+end
+
+-- Pays what is owed from the grants that began before `until_` and ended after it came to be owed.
+local function pay_debts(grants, debts, until_)
+  local paid = false
+  if #debts > 1 then narrowest_first(grants, debts) end
+  for _, debt in ipairs(debts) do
+    local rest = pay(grants, debt.due, debt.at, until_, debt.class)
+    paid = paid or rest ~= debt.due
+    debt.due = rest
+  end
+  return paid
+end
+
+-- Pays overdrafts from every grant that has come into force after they arose, also where that grant has expired
+-- since: nobody needs to have looked in between. Returns what is owed still.
+local function pay_debt(now)
+  local debts = read_debts()
+  local owed = 0
+  for _, debt in ipairs(debts) do owed = owed + debt.due end
+  if owed > 0 then
+    local grants = grants_in_order()
+    if pay_debts(grants, debts, now + 1) then
+      keep_grants(grants)
+      keep_debts(debts)
+    end
+  end
+  return debts
+end
+
+-- Takes credits back: from the grant `own` first, also where it has not begun, is over or restricted; then from those
+-- in force that pay any work. Returns what they did not cover.
 local function withdraw(asked, own, now)
   pay_debt(now)
-  local grants, first = grants_in_order(), {}
+  local grants, due = grants_in_order(), asked
   for _, grant in ipairs(grants) do
-    if grant.id == own then first[1] = grant end
+    if grant.id == own then due = take(grant, due) end
   end
-  local due = pay(first, asked, -1, 2 ^ 53)
   due = pay(grants, due, now, now + 1)
   keep_grants(grants)
   return due
@@ -117,21 +215,88 @@ local function credits(amount)
   return sign .. text(whole) .. (part ~= '' and '.' .. part or '')
 end
 
--- What of the grants counts now: granted, expired, spent.
+-- What of the grants counts now: granted, expired, spent; then what is left of those that pay any work, of the others
+-- by scope (nil where nothing is), and what is owed.
 local function funds(now)
-  pay_debt(now)
+  local debts = pay_debt(now)
   local granted = micro(KEYS[1], 'granted')
   local expired = micro(KEYS[1], 'expired')
+  local free, lefts = 0, nil
   local purse = redis.call('HVALS', KEYS[2])
   for i = 1, #purse do
-    local starts, expires, remaining = parse_purse(purse[i])
+    local starts, expires, remaining, scope = parse_purse(purse[i])
     if starts > now then
       granted = granted - remaining
     elseif expires and expires <= now then
       expired = expired + remaining
+    elseif scope == '' then
+      free = free + remaining
+    else
+      lefts = lefts or {}
+      lefts[scope] = (lefts[scope] or 0) + remaining
     end
   end
-  return granted, expired, micro(KEYS[1], 'spent')
+  return granted, expired, micro(KEYS[1], 'spent'), free, lefts, debts
+end
+
+-- The classes of work that an org with restricted grants had sums of, ever.
+local function known_classes()
+  local classes = {}
+  for class in string.gmatch(redis.call('HGET', KEYS[1], 'classes') or '', '[^\30]+') do
+    classes[#classes + 1] = class
+  end
+  return classes
+end
+
+local function note_class(class)
+  for _, known in ipairs(known_classes()) do
+    if known == class then return end
+  end
+  local before = redis.call('HGET', KEYS[1], 'classes')
+  redis.call('HSET', KEYS[1], 'classes', (before and before .. '\30' or '') .. class)
+end
+
+-- What may still be set aside for work of a class in an org with restricted grants (`free`, `lefts`, `debts`: of funds).
+-- All that is held, owed and to be held for running work is covered together with it if no set of grants is asked for
+-- more than it has by the work that no other grant pays for (Hall); only sets that contain all grants which pay
+-- this work can be asked for more by it. `own`: set aside for it already, as work of the class `of`.
+local function room(class, free, lefts, debts, own, of)
+  local scopes, demand = {}, {}
+  for scope in pairs(lefts) do scopes[#scopes + 1] = scope end
+  local function mask_of(work)
+    local mask = 0
+    for n, scope in ipairs(scopes) do
+      if accepts(scope, work) then mask = mask + 2 ^ (n - 1) end
+    end
+    return mask
+  end
+  local function ask(work, amount)
+    local mask = mask_of(work)
+    demand[mask] = (demand[mask] or 0) + amount
+  end
+  local rest = micro(KEYS[6], '') + micro(KEYS[7], '')
+  for _, known in ipairs(known_classes()) do
+    local amount = micro(KEYS[6], known) + micro(KEYS[7], known)
+    rest = rest - amount
+    ask(known, amount)
+  end
+  ask('', rest)  -- what was set aside before the org had restricted grants, and is not looked at anew yet
+  for _, debt in ipairs(debts) do ask(debt.class, debt.due) end
+  ask(of, 0 - own)
+  local needed, least = mask_of(class), nil
+  for set = 0, 2 ^ #scopes - 1 do
+    if bit.band(set, needed) == needed then
+      local amount = free
+      for n, scope in ipairs(scopes) do
+        if bit.band(set, 2 ^ (n - 1)) ~= 0 then amount = amount + lefts[scope] end
+      end
+      for mask, asked in pairs(demand) do
+        if bit.band(set, mask) == mask then amount = amount - asked end
+      end
+      least = math.min(least or amount, amount)
+    end
+  end
+  return least
 end
 
 -- Takes `units` of a hold away (all of it when units is nil); its tiers' sums follow. `by`: the workload they are

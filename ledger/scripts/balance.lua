@@ -4,14 +4,26 @@
 -- KEYS    the eight of _common
 -- ARGV    1 now_us or ''
 -- Returns {now_us, granted, expired, spent, held in admission holds, to be held for running work, holds,
---          then field, value, ... of the org hash}
+--          then field, value, ... of the org hash, and beside these: owed (what no grant paid), and restricted (JSON: what
+--          is left by scope) where there is such}
 -- Side effect: ends holds whose time is over.
 local now = clock(ARGV[1])
 expire_holds(now)
-local granted, expired, spent = funds(now)
+local granted, expired, spent, _, lefts, debts = funds(now)
 local answer = {text(now), text(granted), text(expired), text(spent),
   redis.call('HGET', KEYS[6], '') or '0', redis.call('HGET', KEYS[7], '') or '0', tostring(redis.call('HLEN', KEYS[3]))}
 for _, item in ipairs(redis.call('HGETALL', KEYS[1])) do
   answer[#answer + 1] = item
+end
+local owed = 0
+for _, debt in ipairs(debts) do owed = owed + debt.due end
+if owed > 0 then
+  answer[#answer + 1] = 'owed'
+  answer[#answer + 1] = text(owed)
+end
+if lefts then
+  for scope, left in pairs(lefts) do lefts[scope] = text(left) end
+  answer[#answer + 1] = 'restricted'
+  answer[#answer + 1] = cjson.encode(lefts)
 end
 return answer

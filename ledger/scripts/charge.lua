@@ -13,7 +13,7 @@
 --           rollups     fields of rollups: days and months of these hours, whose sums are no longer what they were
 --           rows        list of {row number, row as JSON}: new rows
 --           charges     list of {bucket number, row number, micro, us, refunded micro, refunded us}
---           slots       list of {since_us, until_us, micro}, ascending: what was used when
+--           slots       list of {since_us, until_us, micro, class of work or nothing}, ascending: what was used when
 --           budgets     list of {field of budgetspent, micro (may be negative: corrected)}
 --           runs, ended flat lists field, record, ...
 --           gone, revived  fields to drop from runs, from ended
@@ -77,20 +77,28 @@ for _, rollup in ipairs(plan.rollups) do redis.call('HDEL', KEYS[17], rollup) en
 -- is an overdraft, paid by the next grant that comes into force. Slots end where grants begin and end, so it does
 -- not matter how many of them there are.
 if #plan.slots > 0 then
-  local grants = grants_in_order()
-  local owed = redis.call('HMGET', KEYS[1], 'debt', 'debt_at')
-  local debt, debt_at = tonumber(owed[1] or '0'), tonumber(owed[2] or '0')
-  for _, slot in ipairs(plan.slots) do
-    local since, until_ = tonumber(slot[1]), tonumber(slot[2])
-    redis.call('HINCRBY', KEYS[1], 'spent', slot[3])
-    local due = pay(grants, tonumber(slot[3]), since, until_)
-    debt = pay(grants, debt, debt_at, until_) + due
-    if due > 0 then
-      debt_at = math.max(debt_at, until_)
+  local grants, debts, number = grants_in_order(), read_debts(), 1
+  while number <= #plan.slots do
+    local since, until_ = plan.slots[number][1], plan.slots[number][2]
+    local dues = {}
+    repeat  -- the classes of work of one slot
+      local slot = plan.slots[number]
+      redis.call('HINCRBY', KEYS[1], 'spent', slot[3])
+      dues[#dues + 1] = {class = slot[4] or '', due = tonumber(slot[3])}
+      number = number + 1
+    until number > #plan.slots or plan.slots[number][1] ~= since or plan.slots[number][2] ~= until_
+    since, until_ = tonumber(since), tonumber(until_)
+    if #dues > 1 then narrowest_first(grants, dues) end
+    for _, due in ipairs(dues) do
+      due.due = pay(grants, due.due, since, until_, due.class)
+    end
+    pay_debts(grants, debts, until_)
+    for _, due in ipairs(dues) do
+      if due.due > 0 then add_debt(debts, due.class, due.due, until_) end
     end
   end
   keep_grants(grants)
-  redis.call('HSET', KEYS[1], 'debt', text(debt), 'debt_at', text(debt_at))
+  keep_debts(debts)
 end
 
 for _, correction in ipairs(plan.corrections) do
@@ -124,6 +132,8 @@ expire_holds(now)
 for _, tier in ipairs(plan.running) do
   if redis.call('HINCRBY', KEYS[7], tier[1], tier[2]) == 0 then
     redis.call('HDEL', KEYS[7], tier[1])
+  elseif string.sub(tier[1], 1, 2) == 'c\31' then
+    note_class(tier[1])
   end
   if tier[3] == '0' then
     redis.call('HDEL', KEYS[16], tier[1])
