@@ -21,6 +21,7 @@ _STREAM_SECONDS: Final = 900
 _ATTEMPTS: Final = 3
 _RETRY_AFTER_MAX: Final = 10.0
 _PASSING: Final = frozenset({429, 502, 503, 504})
+_URL_HINT: Final = "is `url` that of the platform's API, with /api/v1?"
 _IDENTITY: Final = ("identity", "https://platform.neuromation.io/user")
 
 Params = Sequence[tuple[str, str]]
@@ -94,7 +95,7 @@ class ApoloClient:
                         raise await _refusal(response)
                     if response.content_type != "application/x-ndjson":
                         raise SourceError(
-                            f"{_shown(url)} answers with {response.content_type}, not with a list of lines"
+                            f"{_shown(url)} answers with {response.content_type}, not with a list of lines; {_URL_HINT}"
                         )
                     rest = b""
                     async for chunk in response.content.iter_any():
@@ -129,8 +130,9 @@ class ApoloClient:
                 return [f"{right.get('action', '?')} {right.get('uri', '?')}" for right in missing]
         if status == 401:
             raise NotAllowed(_bad_token(url))
+        hint = f"; {_URL_HINT}" if status in (404, 405) else ""
         raise SourceError(
-            f"{_shown(url)} answers {status} instead of telling the token's rights: {text[:300] or 'no text'}"
+            f"{_shown(url)} answers {status} instead of telling the token's rights: {text[:300] or 'no text'}{hint}"
         )
 
     def user(self) -> str:
