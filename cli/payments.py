@@ -36,15 +36,20 @@ async def taking_payments(given: Settings) -> AsyncIterator[MoreRoutes]:
     from console.payments import Till
     from console.reconcile import Reconciler, end
     from console.stripe_provider import StripeProvider
+    from console.top_up import TopUpRunner
     from ledger.purchases import Purchases
+    from ledger.top_ups import TopUps
 
     provider = StripeProvider(given.payments)
     try:
         async with open_ledger(given) as ledger:
             purchases = Purchases(ledger.client, ledger.scripts, refunds=given.payments.refunds)
-            till = Till(given.payments, purchases, provider)
+            till = Till(given.payments, purchases, provider, TopUps(ledger.client, ledger.scripts))
             api = PaymentsApi(till, lambda request: token_of(request).who)
-            task = asyncio.create_task(Reconciler(ledger, till).run(given.payments.reconcile_seconds))
+            tasks = [
+                asyncio.create_task(Reconciler(ledger, till).run(given.payments.reconcile_seconds)),
+                asyncio.create_task(TopUpRunner(ledger, till).run(given.metering.interval_seconds)),
+            ]
 
             def give(_: Ledger) -> Iterable[Route]:
                 return routes(api)
@@ -52,6 +57,7 @@ async def taking_payments(given: Settings) -> AsyncIterator[MoreRoutes]:
             try:
                 yield give
             finally:
-                await end(task)
+                for task in tasks:
+                    await end(task)
     finally:
         await provider.close()

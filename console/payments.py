@@ -13,6 +13,7 @@ from ledger.errors import InvalidRequest
 from ledger.money import format_micro
 from ledger.purchase_step import Order, Paid, Reversal
 from ledger.purchases import Purchases, order_id_of
+from ledger.top_ups import Card, TopUps
 
 UNPAID_MAX: Final = 50
 _DAY_US: Final = 86_400_000_000
@@ -22,13 +23,15 @@ log = logging.getLogger(__name__)
 class Till:
     """Takes orders and the news of their payments."""
 
-    def __init__(self, settings: Payments, purchases: Purchases, provider: Provider) -> None:
+    def __init__(self, settings: Payments, purchases: Purchases, provider: Provider, top_ups: TopUps) -> None:
         self.settings = settings
         self.purchases = purchases
         self.provider = provider
+        self.top_ups = top_ups
 
-    async def order(self, org: str, micro: int, key: str, who: str) -> Order:
-        """An order with the page it is paid on; the same one for the same key.
+    async def order(self, org: str, micro: int, key: str, who: str, save_card: bool = False) -> Order:
+        """An order with the page it is paid on; the same one for the same key. `save_card`: the buyer agrees to have
+        the card charged again by auto top-up.
 
         Raises: InvalidRequest, IdempotencyConflict, ProviderUnavailable and LedgerUnavailable (both: retry is safe).
         """
@@ -41,7 +44,11 @@ class Till:
             )
         if await self.purchases.get(org, order_id_of(org, key)) is None:
             await self._check_unpaid(org)
-        order = await self.purchases.order(org, micro, terms.price_of(micro), terms.currency, key=key, who=who)
+        card = (await self.top_ups.read(org)).card if save_card else None
+        order = await self.purchases.order(
+            org, micro, terms.price_of(micro), terms.currency, key=key, who=who, save_card=save_card,
+            customer="" if card is None else card.customer,
+        )  # fmt: skip
         if order.state != "new":
             return order
         checkout = await self.provider.checkout(order, self.page_of(order))
@@ -67,6 +74,8 @@ class Till:
         match news:
             case Paid():
                 said = await self.purchases.paid(news)
+                if news.customer and said != "refused":
+                    await self._keep_card(news)
             case Closed():
                 await self.purchases.closed(news.org, news.order, news.state)
                 return news.state
@@ -84,6 +93,24 @@ class Till:
         elif said != "known":
             log.info("%s: %s", said, news)
         return said
+
+    async def _keep_card(self, news: Paid) -> None:
+        order = await self.purchases.get(news.org, news.order)
+        if order is None or not order.save_card:
+            return
+        known = (await self.top_ups.read(news.org)).card
+        if known is not None and known.agreed_us >= order.created_us:
+            return
+        card = await self.provider.card_of(news.payment)
+        if card is None:
+            log.warning("org %s: the card of order %s cannot be charged again", order.org, order.id)
+            return
+        await self.top_ups.keep_card(
+            order.org,
+            Card(
+                card.customer, card.method, card.brand, card.last4, card.expires, order.id, order.created_us, order.who
+            ),
+        )
 
     async def _returned(self, news: Returned) -> str:
         place = await self.purchases.place_of(news.payment) or await self.provider.place_of(news.payment)

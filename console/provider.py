@@ -28,6 +28,29 @@ class Checkout:
 
 
 @dataclass(frozen=True, slots=True)
+class Charge:
+    """A card that was charged without its owner. `state`: `paid`, `pending`, `failed` (it may be tried again, unless it
+    is cancelled) or `cancelled`; `reason`: the provider's word for why. `payment` is "" where none was made."""
+
+    payment: str
+    state: str
+    reason: str = ""
+    amount: int = 0
+    currency: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCard:
+    """A card that may be charged again: the provider's names, and what its owner knows it by."""
+
+    customer: str
+    method: str
+    brand: str
+    last4: str
+    expires: str
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """News: an order's page is done with: `pending`, `expired` or `failed`."""
 
@@ -86,6 +109,26 @@ class Provider(Protocol):
 
     async def place_of(self, payment: str) -> tuple[str, str] | None:
         """(org, order) of a payment; None where it is of something else."""
+        ...
+
+    async def charge(self, order: Order) -> Charge:
+        """Charge the card of an order of auto top-up; the same charge when asked again within a day."""
+        ...
+
+    async def charge_of(self, order: Order) -> Charge | None:
+        """What became of the charge of an order; None where none was made."""
+        ...
+
+    async def cancel(self, payment: str) -> Charge:
+        """Have a charge that failed never succeed; what became of it, for it may have succeeded meanwhile."""
+        ...
+
+    async def card_of(self, payment: str) -> SavedCard | None:
+        """The card that a payment was made with, if it may be charged again."""
+        ...
+
+    async def forget(self, method: str) -> None:
+        """Have a card never be charged again; one that is gone already is no error."""
         ...
 
     async def close(self) -> None:

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
-from console.provider import Closed, LookAt, News, Returned, Unusable
-from ledger.purchase_step import Paid
+from console.provider import Charge, Closed, LookAt, News, Returned, SavedCard, Unusable
+from ledger.purchase_step import TOP_UP, Paid
 
 # How final a state is, and whether its amount is taken back.
 _REFUNDS: Final = {
@@ -48,7 +48,45 @@ class Session(msgspec.Struct):
     amount_total: int | None = None
     currency: str | None = None
     payment_intent: Reference = None
+    customer: Reference = None
     metadata: dict[str, str] | None = None
+
+
+class _Error(msgspec.Struct):
+    code: str | None = None
+    decline_code: str | None = None
+
+
+class Intent(msgspec.Struct):
+    """A payment: https://docs.stripe.com/api/payment_intents/object."""
+
+    id: str
+    amount: int
+    currency: str
+    status: str
+    amount_received: int = 0
+    last_payment_error: _Error | None = None
+    metadata: dict[str, str] | None = None
+
+
+class _Brand(msgspec.Struct):
+    brand: str = "card"
+    last4: str = "????"
+    exp_month: int = 0
+    exp_year: int = 0
+
+
+class _Method(msgspec.Struct):
+    id: str
+    card: _Brand | None = None
+
+
+class PaidBy(msgspec.Struct):
+    """A payment with the card that made it."""
+
+    customer: Reference = None
+    payment_method: _Method | None = None
+    setup_future_usage: str | None = None
 
 
 class Refund(msgspec.Struct):
@@ -71,7 +109,7 @@ class Dispute(msgspec.Struct):
     payment_intent: Reference = None
 
 
-class Charge(msgspec.Struct):
+class Refunded(msgspec.Struct):
     """A charge, of which something was refunded."""
 
     id: str
@@ -101,12 +139,14 @@ def event_news(body: bytes) -> Sequence[News]:
             return [Closed(*place, "failed")] if (place := _place(session)) else []
         if about.startswith("checkout.session."):
             return session_news(msgspec.json.decode(given, type=Session))
+        if about == "payment_intent.succeeded":
+            return intent_news(msgspec.json.decode(given, type=Intent))
         if about.startswith("refund.") or about == "charge.refund.updated":
             return refund_news(msgspec.json.decode(given, type=Refund))
         if about.startswith("charge.dispute."):
             return dispute_news(msgspec.json.decode(given, type=Dispute))
         if about == "charge.refunded":
-            payment = _id(msgspec.json.decode(given, type=Charge).payment_intent)
+            payment = _id(msgspec.json.decode(given, type=Refunded).payment_intent)
             return [LookAt(payment)] if payment else []
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         return [Unusable(f"event {event.id[:80]} of type {about[:80]}: {error}")]
@@ -127,7 +167,44 @@ def session_news(session: Session) -> Sequence[News]:
         return [Closed(*place, "pending")]
     if not payment or session.amount_total is None or session.currency is None:
         return [Unusable(f"session {session.id[:80]} is paid, but not by a payment")]
-    return [Paid(*place, payment, session.amount_total, session.currency)]
+    return [Paid(*place, payment, session.amount_total, session.currency, _id(session.customer))]
+
+
+def intent_news(intent: Intent) -> Sequence[News]:
+    """That a top-up was paid; payments of checkout sessions are told of by these."""
+    place = place_in(intent.metadata)
+    if place is None or intent.status != "succeeded" or (intent.metadata or {}).get("kind") != TOP_UP:
+        return []
+    return [Paid(*place, intent.id, intent.amount_received, intent.currency)]
+
+
+def charge_of(intent: Intent) -> Charge:
+    """How a card's charge stands."""
+    if intent.status == "succeeded":
+        return Charge(intent.id, "paid", "", intent.amount_received, intent.currency)
+    if intent.status == "processing":
+        return Charge(intent.id, "pending")
+    why = intent.last_payment_error
+    reason = "" if why is None else reason_of(why.code, why.decline_code)
+    if intent.status == "requires_action":
+        reason = "authentication_required"
+    return Charge(intent.id, "cancelled" if intent.status == "canceled" else "failed", reason or intent.status)
+
+
+def card_of(paid: PaidBy) -> SavedCard | None:
+    """The card, if it may be charged again."""
+    method, customer = paid.payment_method, _id(paid.customer)
+    if method is None or method.card is None or not customer or paid.setup_future_usage != "off_session":
+        return None
+    card = method.card
+    return SavedCard(customer, method.id, card.brand, card.last4, f"{card.exp_year:04}-{card.exp_month:02}")
+
+
+def reason_of(code: str | None, decline_code: str | None) -> str:
+    """The provider's word for a card that was not charged."""
+    if "authentication_required" in (code, decline_code):
+        return "authentication_required"
+    return decline_code or code or "card_declined"
 
 
 def refund_news(refund: Refund) -> Sequence[News]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -14,12 +15,13 @@ import stripe
 
 from config.payments import Payments
 from console import stripe_news as read
-from console.provider import BadSignature, Checkout, News, ProviderUnavailable, Returned
-from ledger.purchase_step import Order
+from console.provider import BadSignature, Charge, Checkout, News, ProviderUnavailable, Returned, SavedCard
+from ledger.purchase_step import TOP_UP, Order
 
 T = TypeVar("T")
 _THREADS: Final = 4
 _PAGE: Final = 100
+_SKEW_SECONDS: Final = 3600
 
 
 class StripeProvider:
@@ -52,6 +54,9 @@ class StripeProvider:
             "success_url": back_url,
             "cancel_url": f"{back_url}?cancelled=1",
         }
+        if order.save_card:
+            params["payment_intent_data"]["setup_future_usage"] = "off_session"
+            params |= {"customer": order.customer} if order.customer else {"customer_creation": "always"}
         session = await self._call(
             lambda client: client.v1.checkout.sessions.create(params, {"idempotency_key": order.id})
         )
@@ -69,7 +74,7 @@ class StripeProvider:
         return read.event_news(body)
 
     async def news_since(self, us: int) -> Sequence[News]:
-        """Sessions, refunds and disputes created since an instant, oldest last."""
+        """Sessions, payments, refunds and disputes created since an instant, oldest last."""
         since: Any = {"created": {"gte": us // 1_000_000}, "limit": _PAGE}
 
         def ask(client: stripe.StripeClient) -> list[News]:
@@ -77,6 +82,8 @@ class StripeProvider:
             found: list[News] = []
             for session in api.checkout.sessions.list(since).auto_paging_iter():
                 found += read.session_news(_as(session, read.Session))
+            for intent in api.payment_intents.list(since).auto_paging_iter():
+                found += read.intent_news(_as(intent, read.Intent))
             for refund in api.refunds.list(since).auto_paging_iter():
                 found += read.refund_news(_as(refund, read.Refund))
             for dispute in api.disputes.list(since).auto_paging_iter():
@@ -100,6 +107,88 @@ class StripeProvider:
         """By the metadata that came with the order."""
         found = await self._call(lambda client: client.v1.payment_intents.retrieve(payment))
         return read.place_in(found.to_dict().get("metadata"))
+
+    async def charge(self, order: Order) -> Charge:
+        """The same charge when asked again within a day, by Stripe's idempotency key."""
+        params: Any = {
+            "amount": order.amount,
+            "currency": order.currency,
+            "customer": order.customer,
+            "payment_method": order.method,
+            "payment_method_types": ["card"],
+            "off_session": True,
+            "confirm": True,
+            "description": f"{order.credits} credits for org {order.org}",
+            "metadata": {"org": order.org, "order": order.id, "kind": TOP_UP},
+        }
+
+        def ask(client: stripe.StripeClient) -> Charge:
+            try:
+                made = client.v1.payment_intents.create(params, {"idempotency_key": order.id})
+            except stripe.CardError as error:
+                body: Any = error.json_body or {}
+                about = body.get("error", {})
+                payment = (about.get("payment_intent") or {}).get("id", "")
+                return Charge(payment, "failed", read.reason_of(about.get("code"), about.get("decline_code")))
+            except stripe.InvalidRequestError as error:
+                if error.http_status not in (400, 404):
+                    raise
+                is_gone = error.code == "resource_missing" or error.param in ("payment_method", "customer")
+                return Charge("", "failed", "card_removed" if is_gone else error.code or "invalid_request")
+            return read.charge_of(_as(made, read.Intent))
+
+        return await self._call(ask)
+
+    async def charge_of(self, order: Order) -> Charge | None:
+        """By its payment, or else among all of its customer's since the order was made."""
+        since: Any = {
+            "customer": order.customer,
+            "created": {"gte": order.created_us // 1_000_000 - _SKEW_SECONDS},
+            "limit": _PAGE,
+        }
+
+        def ask(client: stripe.StripeClient) -> Charge | None:
+            api = client.v1.payment_intents
+            if order.session:
+                return read.charge_of(_as(api.retrieve(order.session), read.Intent))
+            try:
+                for one in api.list(since).auto_paging_iter():
+                    intent = _as(one, read.Intent)
+                    if read.place_in(intent.metadata) == (order.org, order.id):
+                        return read.charge_of(intent)
+            except stripe.InvalidRequestError as error:
+                if error.code != "resource_missing":  # the customer is gone
+                    raise
+            return None
+
+        return await self._call(ask)
+
+    async def cancel(self, payment: str) -> Charge:
+        """Stripe refuses to cancel what succeeded, or is cancelled already."""
+
+        def ask(client: stripe.StripeClient) -> Charge:
+            api = client.v1.payment_intents
+            try:
+                return read.charge_of(_as(api.cancel(payment), read.Intent))
+            except stripe.InvalidRequestError:
+                return read.charge_of(_as(api.retrieve(payment), read.Intent))
+
+        return await self._call(ask)
+
+    async def card_of(self, payment: str) -> SavedCard | None:
+        """None where its owner did not agree to it."""
+        params: Any = {"expand": ["payment_method"]}
+        found = await self._call(lambda client: client.v1.payment_intents.retrieve(payment, params))
+        return read.card_of(_as(found, read.PaidBy))
+
+    async def forget(self, method: str) -> None:
+        """Detaches it from its customer."""
+
+        def ask(client: stripe.StripeClient) -> None:
+            with suppress(stripe.InvalidRequestError):
+                client.v1.payment_methods.detach(method)
+
+        await self._call(ask)
 
     async def close(self) -> None:
         """Ends its connections; a call that goes on is left to end by itself."""

@@ -137,6 +137,9 @@ class Scripts:
         self.rates_publish = Script(client, "rates_publish")
         self.release = Script(client, "release")
         self.rollup = Script(client, "rollup")
+        self.top_up_card = Script(client, "top_up_card")
+        self.top_up_claim = Script(client, "top_up_claim")
+        self.top_up_terms = Script(client, "top_up_terms")
         self.trim_journal = Script(client, "trim_journal")
 
 

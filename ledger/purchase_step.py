@@ -10,16 +10,24 @@ import msgspec
 
 from ledger import keys
 from ledger.accounts import PAYMENT_PREFIX, GrantRecord
-from ledger.clock import format_time
+from ledger.clock import format_time, from_us
 from ledger.lua import text
 
 STATES: Final = ("new", "open", "pending", "paid", "expired", "failed")
+TOP_UP: Final = "top_up"
+DECLINES_MAX: Final = 3
+"""So many declines in a row pause an auto top-up."""
+_LASTING: Final = ("authentication_required", "card_removed")
+"""Another try is of no use before somebody did something about it."""
 
 
 class Order(msgspec.Struct, frozen=True, omit_defaults=True):
     """What somebody wants to buy. `amount`: in the currency's smallest unit. `state`: one of STATES.
 
     `pending`: the buyer is done, the money is not there yet. `returned`: credits that refunds and disputes ask back.
+    `kind`: "" for a buyer at a page, TOP_UP for a card that is charged by itself. `customer`, `method`: the provider's
+    names of who pays, and of the card. `save_card`: the buyer agrees to have the card charged again.
+    `session`: the provider's page; of a top-up its payment, once known.
     """
 
     id: str
@@ -38,6 +46,10 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
     payments: tuple[str, ...] = ()
     paid_us: int = 0
     returned: int = 0
+    kind: str = ""
+    customer: str = ""
+    method: str = ""
+    save_card: bool = False
 
 
 class Payment(msgspec.Struct, frozen=True):
@@ -65,6 +77,8 @@ class Paid:
     payment: str
     amount: int
     currency: str
+    customer: str = ""
+    """The provider's name of who paid, where it is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +96,11 @@ class Reversal:
     rank: int
     amount: int
     currency: str
+
+
+def month_of(us: int) -> str:
+    """The calendar month (UTC) of an instant: `2026-11`."""
+    return f"{from_us(us):%Y-%m}"
 
 
 class Step:
@@ -108,10 +127,12 @@ class Step:
             if self.payment.refused:
                 return
             self.outcome = "refused"
+            self._top_up("refused", f"payment {news.payment} is not what was asked for: {wrong}")
             self.payment = msgspec.structs.replace(self.payment, refused=wrong)
             self._journal("payment_refused", reason=wrong, amount=news.amount, currency=news.currency)
             return
         self.outcome = "credited"
+        self._top_up("late" if self.order.state in ("failed", "expired") else "paid", "")
         self.payment = msgspec.structs.replace(self.payment, paid=True, refused="")
         payments = (*self.order.payments, news.payment)
         self.order = msgspec.structs.replace(
@@ -126,6 +147,12 @@ class Step:
             "grant", credits=order.credits, source="purchase", reason=reason, key=key, effective_at=at,
             expires_at=None, amount=order.amount, currency=order.currency, buyer=order.who,
         )  # fmt: skip
+
+    def close(self, state: str, reason: str) -> None:
+        """An order is `pending`, or will not be paid. `reason`: the provider's, "" where there is none."""
+        self.order = msgspec.structs.replace(self.order, state=state)
+        if state != "pending":
+            self._top_up("failed", reason)
 
     def reverse(self, news: Reversal) -> None:
         """A refund or dispute: news that are not final over what is known change nothing."""
@@ -162,6 +189,24 @@ class Step:
             self.moves["restore"] = [move, str(give), text(msgspec.json.encode(entry))]
         self.payment = msgspec.structs.replace(self.payment, moves=self.payment.moves + 1, asked=str(asked))
         self.order = msgspec.structs.replace(order, returned=order.returned + asked - before)
+
+    def _top_up(self, outcome: str, reason: str) -> None:
+        order = self.order
+        if order.kind != TOP_UP:
+            return
+        declines = 0
+        if outcome == "failed" and reason:
+            declines = 1 if reason in _LASTING else DECLINES_MAX
+        entry = {
+            "type": "top_up", "at": format_time(self._now), "who": "payments", "order": order.id,
+            "outcome": "done" if outcome == "paid" else "failed", "credits": order.credits, "amount": order.amount,
+            "currency": order.currency, "paused": False,
+            "reason": reason or ("it could not be charged in time" if outcome == "failed" else ""),
+        }  # fmt: skip
+        self.moves["top_up"] = [
+            order.id, outcome, month_of(order.created_us), str(order.micro), str(declines),
+            "1" if reason == "card_removed" else "", text(msgspec.json.encode(entry)),
+        ]  # fmt: skip
 
     def _journal(self, kind: str, **more: Any) -> None:
         entry = {"type": kind, "at": format_time(self._now), "who": "payments"}

@@ -44,7 +44,10 @@ class Purchases:
     def _now(self) -> int:
         return self._clock() if self._clock else now_us()
 
-    async def order(self, org: str, micro: int, amount: int, currency: str, *, key: str, who: str) -> Order:
+    async def order(
+        self, org: str, micro: int, amount: int, currency: str, *, key: str, who: str, save_card: bool = False,
+        customer: str = "",
+    ) -> Order:  # fmt: skip
         """The order of an idempotency key: a new one, or the one it made before.
 
         Raises: InvalidRequest; IdempotencyConflict (same key, other credits); LedgerUnavailable (retry is safe).
@@ -55,18 +58,24 @@ class Purchases:
         if not 0 < micro <= MICRO_MAX or amount <= 0:
             raise InvalidRequest(f"credits {format_micro(micro)}: cannot be bought")
         order_id = order_id_of(org, key)
-        digest = hashlib.sha256(str(micro).encode()).hexdigest()[:32]
-        made = Order(order_id, org, digest, format_micro(micro), micro, amount, currency, who, self._now())
+        body = f"{micro}{keys.US}save_card" if save_card else str(micro)
+        digest = hashlib.sha256(body.encode()).hexdigest()[:32]
+        made = Order(
+            order_id, org, digest, format_micro(micro), micro, amount, currency, who, self._now(),
+            save_card=save_card, customer=customer,
+        )  # fmt: skip
         entry = {
             "type": "order", "at": format_time(made.created_us), "who": who, "order": order_id,
             "credits": made.credits, "amount": amount, "currency": currency,
+            **({"save_card": True} if save_card else {}),
         }  # fmt: skip
         await again(lambda: self._client.sadd(keys.ORGS, org))
         while True:
             known, data = await self._order(org, order_id)
             if known is not None and known.digest != digest:
                 raise IdempotencyConflict(
-                    f"idempotency key {key!r} was used for an order of {known.credits} credits; use a new key"
+                    f"idempotency key {key!r} was used for an order of {known.credits} credits"
+                    f"{' that saves the card' if known.save_card else ''}; use a new key"
                 )
             if await self._commit(org, (order_id, data, known or made), entries=[] if known else [entry]):
                 return known or made
@@ -97,13 +106,19 @@ class Purchases:
             if await self._commit(org, (order_id, data, new)):
                 return new
 
-    async def closed(self, org: str, order_id: str, state: str) -> None:
-        """Note that an order is `pending`, `expired` or `failed`; what is paid stays so, what failed is not pending."""
+    async def closed(self, org: str, order_id: str, state: str, reason: str = "", payment: str = "") -> None:
+        """Note that an order is `pending` (by a payment, where it is known), `expired` or `failed`.
+
+        What is paid stays so, what failed is not pending. An auto top-up that fails is no longer in flight.
+        """
         while True:
             order, data = await self._order(org, order_id)
             if order is None or order.state in ("paid", state) or (state != "failed" and order.state == "failed"):
                 return
-            if await self._commit(org, (order_id, data, msgspec.structs.replace(order, state=state))):
+            step = Step(order, Payment("", order_id), self._now(), self._refunds)
+            step.close(state, reason)
+            new = msgspec.structs.replace(step.order, session=payment or order.session)
+            if await self._commit(org, (order_id, data, new), moves=step.moves):
                 return
 
     async def paid(self, news: Paid) -> str:
@@ -196,13 +211,14 @@ class Purchases:
             "grant": ["", "", "0", "0"],
             "withdraw": ["", "0", "", "", ""],
             "restore": ["", "0", ""],
+            "top_up": ["", "", "", "0", "0", "", ""],
             "entries": [text(msgspec.json.encode(entry)) for entry in entries or []],
             "limit": str(MICRO_MAX),
             **(moves or {}),
         }
         names = keys.of_org(org)
         answer = await self._scripts.purchase.durably(
-            [*common_keys(names), names.grants, names.purchases, names.payments, names.withdrawals],
+            [*common_keys(names), names.grants, names.purchases, names.payments, names.withdrawals, names.top_up],
             [msgspec.msgpack.encode(plan), str(self._clock()) if self._clock else ""],
         )
         said = text(answer[0])

@@ -1,7 +1,7 @@
 -- uses _common
 -- Commit what a payment's news mean: order, payment, credits and journal, all or nothing.
 --
--- KEYS    the eight of _common, 9 grants, 10 purchases, 11 payments, 12 withdrawals
+-- KEYS    the eight of _common, 9 grants, 10 purchases, 11 payments, 12 withdrawals, 13 top_up
 -- ARGV    1 plan (msgpack map; every amount is a string of an integer of micro-credits):
 --           org
 --           order     {id, JSON the plan was computed from or '', new JSON}
@@ -9,6 +9,10 @@
 --           grant     {key, record (JSON), amount, starts_us}: credits paid for; key '' for none
 --           withdraw  {id, amount, entry (JSON), grant key, 'overdraft' or 'forgive'}: taken back; id '' for none
 --           restore   {id, amount, entry (JSON)}: given again; id '' for none
+--           top_up    {order, outcome, month, amount, decline, forget, entry (JSON)} of an order of auto top-up; order ''
+--                     for none. outcome: 'paid', 'failed' or 'refused' (paid, but not what was asked for), which end
+--                     the order in flight, or 'late' (paid after it failed). decline: it counts as one, and this many
+--                     are a pause; '0' for none. forget: '1' where the card is gone
 --           entries   list of journal entries (JSON)
 --           limit     largest amount
 --         2 now_us or ''
@@ -74,6 +78,33 @@ if plan.restore[1] ~= '' then
   redis.call('HSET', KEYS[2], plan.restore[1], '0||' .. plan.restore[2])
   keep(plan.restore[1], cjson.decode(plan.restore[3]), tonumber(plan.restore[2]), 0)
   pay_debt(now)
+end
+
+local top_up = {order = plan.top_up[1], outcome = plan.top_up[2], month = 'month:' .. plan.top_up[3]}
+if top_up.outcome == 'late' then
+  redis.call('HINCRBY', KEYS[13], top_up.month, plan.top_up[4])
+elseif top_up.order ~= '' and redis.call('HGET', KEYS[13], 'order') == top_up.order then
+  local entry = cjson.decode(plan.top_up[7])
+  local terms = redis.call('HGET', KEYS[13], 'terms')
+  local decline = tonumber(plan.top_up[5])
+  redis.call('HDEL', KEYS[13], 'order')
+  if terms then
+    redis.call('HSET', KEYS[13], 'cool_until', text(now + tonumber(cjson.decode(terms).cool_down_us)))
+  end
+  if top_up.outcome == 'paid' then
+    redis.call('HDEL', KEYS[13], 'declines')
+  elseif top_up.outcome == 'failed' then
+    redis.call('HINCRBY', KEYS[13], top_up.month, '-' .. plan.top_up[4])
+  end
+  entry.paused = top_up.outcome == 'refused'
+    or decline > 0 and redis.call('HINCRBY', KEYS[13], 'declines', 1) >= decline
+  if entry.paused then
+    redis.call('HSET', KEYS[13], 'paused', entry.reason)
+  end
+  if plan.top_up[6] == '1' then
+    redis.call('HDEL', KEYS[13], 'card')
+  end
+  redis.call('XADD', KEYS[8], '*', 'entry', cjson.encode(entry))
 end
 
 redis.call('HSET', KEYS[10], plan.order[1], plan.order[3])

@@ -32,6 +32,7 @@ from ledger.connect import Client, connect
 from ledger.errors import LedgerUnavailable
 from ledger.purchases import Purchases
 from ledger.store import Ledger
+from ledger.top_ups import TopUps
 from ledger.verify import verify
 from tests.standins.faults import Fault
 from tests.standins.stripe_api import DECLINED_CARD, GOOD_CARD, KEY, SECRET, StripeApi
@@ -96,7 +97,8 @@ async def open_shop(client: Client, **terms: Any) -> AsyncIterator[Shop]:
             api_base=url, timeout_seconds=2, **terms,
         )  # fmt: skip
         provider = StripeProvider(payments)
-        till = Till(payments, Purchases(client, ledger.scripts, refunds=payments.refunds), provider)
+        purchases = Purchases(client, ledger.scripts, refunds=payments.refunds)
+        till = Till(payments, purchases, provider, TopUps(client, ledger.scripts))
         api = PaymentsApi(till, lambda request: token_of(request).who)
         app = build_app(ledger, SETTINGS, more=[Route(*call) for call in api.calls()])
         async with TestClient(TestServer(app)) as http:

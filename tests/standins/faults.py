@@ -14,7 +14,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass
 class Fault:
-    """What goes wrong with a request whose path contains `path`: a status, a cut connection or silence."""
+    """What goes wrong with a request whose path contains `path`: a status, a cut connection or silence.
+
+    `after`: what was asked for is done first, only its answer is lost. `method`: of these requests only.
+    """
 
     path: str
     status: int = 0
@@ -22,6 +25,8 @@ class Fault:
     silent: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     times: int = 1
+    after: bool = False
+    method: str = ""
 
 
 class Faults:
@@ -44,8 +49,10 @@ class Faults:
         async def apply(request: web.Request, handler: Handler) -> web.StreamResponse:
             self.requests.append((request.method, request.path_qs))
             for fault in self.coming:
-                if fault.path in request.path_qs and fault.times > 0:
+                if fault.path in request.path_qs and fault.times > 0 and fault.method in ("", request.method):
                     fault.times -= 1
+                    if fault.after:
+                        await handler(request)
                     if fault.silent:
                         await asyncio.Event().wait()
                     if fault.cut:

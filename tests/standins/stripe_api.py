@@ -1,4 +1,5 @@
-"""A stand-in for Stripe: checkout sessions with their page, refunds, disputes, and signed webhooks about them.
+"""A stand-in for Stripe: checkout sessions with their page, saved cards that are charged without their owner, refunds,
+disputes, and signed webhooks about them.
 
 What the API refuses, it refuses here: a wrong key, an idempotency key with other parameters, a refund of more than
 was paid. Money moves when a test says so, or when the page is filled in.
@@ -45,6 +46,8 @@ class StripeApi:
     payments: dict[str, Object] = field(default_factory=dict)
     refunds: dict[str, Object] = field(default_factory=dict)
     disputes: dict[str, Object] = field(default_factory=dict)
+    methods: dict[str, Object] = field(default_factory=dict)
+    """Saved cards. What a charge of one does is its `_does`: pays, declines, asks, waits or is gone."""
     faults: Faults = field(default_factory=Faults)
     url: str = ""
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -58,9 +61,17 @@ class StripeApi:
         session = self.sessions[session_id]
         assert session["status"] == "open", session["status"]
         payment = self._new("pi", "payment_intent", amount=session["amount_total"], currency=session["currency"],
+                            amount_received=0 if slowly else session["amount_total"], customer=session["customer"],
                             status="processing" if slowly else "succeeded", metadata=session["_intent_metadata"],
-                            latest_charge=f"ch_{session_id}")  # fmt: skip
+                            setup_future_usage=session["_future_usage"], latest_charge=f"ch_{session_id}")  # fmt: skip
         self.payments[payment["id"]] = payment
+        if session["_future_usage"] == "off_session":
+            customer = session["customer"] or self._new("cus", "customer")["id"]
+            method = self._new("pm", "payment_method", type="card", customer=customer, _does="pays",
+                               card={"brand": "visa", "last4": "4242", "exp_month": 4, "exp_year": 2030})  # fmt: skip
+            self.methods[method["id"]] = method
+            session["customer"] = payment["customer"] = customer
+            payment["payment_method"] = method["id"]
         session.update(status="complete", payment_status="unpaid" if slowly else "paid", payment_intent=payment["id"],
                        url=None)  # fmt: skip
         self._say("checkout.session.completed", session)
@@ -161,7 +172,11 @@ class StripeApi:
         app.router.add_post("/v1/checkout/sessions", self._create)
         app.router.add_get("/v1/checkout/sessions", self._lister(self.sessions))
         app.router.add_get("/v1/checkout/sessions/{id}", self._getter(self.sessions))
+        app.router.add_post("/v1/payment_intents", self._charge)
+        app.router.add_get("/v1/payment_intents", self._lister(self.payments))
         app.router.add_get("/v1/payment_intents/{id}", self._getter(self.payments))
+        app.router.add_post("/v1/payment_intents/{id}/cancel", self._cancel)
+        app.router.add_post("/v1/payment_methods/{id}/detach", self._detach)
         app.router.add_get("/v1/refunds", self._lister(self.refunds))
         app.router.add_get("/v1/disputes", self._lister(self.disputes))
         app.router.add_get("/pay/{id}", self._page)
@@ -196,7 +211,8 @@ class StripeApi:
             currency=given[f"{price}[currency]"], client_reference_id=given.get("client_reference_id"),
             metadata=_under(given, "metadata"), success_url=given["success_url"], cancel_url=given.get("cancel_url"),
             expires_at=int(time.time()) + 86400, _intent_metadata=_under(given, "payment_intent_data[metadata]"),
-            _name=given[f"{price}[product_data][name]"],
+            _name=given[f"{price}[product_data][name]"], customer=given.get("customer"),
+            _future_usage=given.get("payment_intent_data[setup_future_usage]"),
         )  # fmt: skip
         session["url"] = f"{self.url}/pay/{session['id']}"
         self.sessions[session["id"]] = session
@@ -211,9 +227,75 @@ class StripeApi:
             thing = things.get(request.match_info["id"])
             if thing is None:
                 return _error(404, "invalid_request_error", f"No such object: '{request.match_info['id']}'")
-            return web.json_response(_shown(thing))
+            shown = _shown(thing)
+            if "payment_method" in request.query.getall("expand[0]", []) and thing.get("payment_method"):
+                shown["payment_method"] = _shown(self.methods[thing["payment_method"]])
+            return web.json_response(shown)
 
         return get
+
+    async def _charge(self, request: web.Request) -> web.Response:
+        """A saved card is charged without its owner, once for an idempotency key."""
+        if refused := _refused(request):
+            return refused
+        given = dict((await request.post()).items())
+        key = request.headers["Idempotency-Key"]
+        if key in self._known:
+            before, made = self._known[key]
+            if before != given:
+                return _error(400, "idempotency_error", "This key was used with other parameters.")
+            return self._said_of(made)
+        assert (given["off_session"], given["confirm"]) == ("true", "true"), given
+        method = self.methods.get(str(given["payment_method"]))
+        if method is None or method["customer"] != given["customer"]:
+            return _error(400, "invalid_request_error", "No such PaymentMethod.", code="resource_missing",
+                          param="payment_method")  # fmt: skip
+        does = method["_does"]
+        amount = int(str(given["amount"]))
+        payment = self._new("pi", "payment_intent", amount=amount, amount_received=0, currency=given["currency"],
+                            customer=given["customer"], payment_method=method["id"], metadata=_under(given, "metadata"),
+                            status="requires_payment_method", last_payment_error=None)  # fmt: skip
+        payment["latest_charge"] = f"ch_{payment['id']}"
+        self.payments[payment["id"]] = payment
+        self._known[key] = given, payment
+        if does == "pays":
+            payment.update(status="succeeded", amount_received=amount)
+            self._say("payment_intent.succeeded", payment)
+        elif does == "waits":
+            payment["status"] = "processing"
+        elif does == "asks" and "_soft" in method:
+            payment["status"] = "requires_action"
+        else:
+            decline = "authentication_required" if does == "asks" else "insufficient_funds"
+            code = "authentication_required" if does == "asks" else "card_declined"
+            payment["last_payment_error"] = {"type": "card_error", "code": code, "decline_code": decline}
+            self._say("payment_intent.payment_failed", payment)
+        return self._said_of(payment)
+
+    def _said_of(self, payment: Object) -> web.Response:
+        why = payment["last_payment_error"]
+        if why is None:
+            return web.json_response(_shown(payment))
+        return web.json_response(
+            {"error": {**why, "message": "Declined.", "payment_intent": _shown(payment)}}, status=402
+        )
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        if refused := _refused(request):
+            return refused
+        payment = self.payments[request.match_info["id"]]
+        if payment["status"] in ("succeeded", "canceled", "processing"):
+            return _error(400, "invalid_request_error", f"It is {payment['status']}.",
+                          code="payment_intent_unexpected_state")  # fmt: skip
+        payment["status"] = "canceled"
+        return web.json_response(_shown(payment))
+
+    async def _detach(self, request: web.Request) -> web.Response:
+        if refused := _refused(request):
+            return refused
+        if self.methods.pop(request.match_info["id"], None) is None:
+            return _error(404, "invalid_request_error", "No such PaymentMethod.", code="resource_missing")
+        return web.json_response({"id": request.match_info["id"], "object": "payment_method"})
 
     def _lister(self, things: dict[str, Object]) -> Any:
         async def get(request: web.Request) -> web.Response:
@@ -225,7 +307,7 @@ class StripeApi:
                 thing
                 for thing in reversed(things.values())
                 if thing["created"] >= int(query.get("created[gte]", 0))
-                and thing.get("payment_intent") == query.get("payment_intent", thing.get("payment_intent"))
+                and all(thing.get(name) == query.get(name, thing.get(name)) for name in ("payment_intent", "customer"))
             ]
             if after := query.get("starting_after"):
                 found = found[[thing["id"] for thing in found].index(after) + 1 :]
@@ -280,5 +362,5 @@ def _refused(request: web.Request) -> web.Response | None:
     return None
 
 
-def _error(status: int, kind: str, message: str) -> web.Response:
-    return web.json_response({"error": {"type": kind, "message": message}}, status=status)
+def _error(status: int, kind: str, message: str, **more: str) -> web.Response:
+    return web.json_response({"error": {"type": kind, "message": message, **more}}, status=status)

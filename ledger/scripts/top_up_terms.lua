@@ -1,0 +1,25 @@
+-- Set, or end, an org's auto top-up.
+--
+-- KEYS    1 top_up hash, 2 journal
+-- ARGV    1 terms (JSON), '' ends it and forgets the card, 2 journal entry (JSON), 3 now_us
+-- Returns {'set'|'same'}
+--
+-- Setting it is its owner's word to go on: a pause ends, and so does the pause's cool-down. An order in flight stays.
+local before = redis.call('HGET', KEYS[1], 'terms') or ''
+local paused = redis.call('HEXISTS', KEYS[1], 'paused') == 1
+local has_card = redis.call('HEXISTS', KEYS[1], 'card') == 1
+if before == ARGV[1] and not paused and not (ARGV[1] == '' and has_card) then
+  return {'same'}
+end
+if paused then
+  redis.call('HDEL', KEYS[1], 'paused', 'cool_until')
+end
+redis.call('HDEL', KEYS[1], 'declines', 'capped')
+if ARGV[1] == '' then
+  redis.call('HDEL', KEYS[1], 'terms', 'card')
+  redis.call('HSET', KEYS[1], 'removed_us', ARGV[3])
+else
+  redis.call('HSET', KEYS[1], 'terms', ARGV[1])
+end
+redis.call('XADD', KEYS[2], '*', 'entry', ARGV[2])
+return {'set'}
