@@ -16,7 +16,9 @@ COUNT_MAX: Final = 4_000_001
 _ARRAY_PART = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?", re.ASCII)
 
 
-class _Body(msgspec.Struct):
+class SlurmBody(msgspec.Struct):
+    """What the hook sends."""
+
     scheduler: str
     cluster: str
     account: str
@@ -69,7 +71,7 @@ class SlurmRequest:
 def parse_slurm_request(payload: bytes) -> SlurmRequest:
     """Raises: ValueError saying what is wrong with it."""
     try:
-        body = msgspec.json.decode(payload, type=_Body)
+        body = msgspec.json.decode(payload, type=SlurmBody)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not a question of the Slurm hook: {error}") from error
     if body.scheduler != "slurm":
@@ -119,7 +121,7 @@ def array_size(text: str | None) -> int:
     return sum(tasks)
 
 
-def _gres(body: _Body) -> dict[str, int]:
+def _gres(body: SlurmBody) -> dict[str, int]:
     """GRES of the whole job; what is asked per socket counts once for each node, as sockets are not known."""
     nodes = max(body.nodes or 1, 1)
     asked = ((body.tres_per_job, 1), (body.tres_per_node, nodes), (body.tres_per_socket, nodes))

@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
-from typing import NamedTuple
+from api.routes import Handler
+from api.routes import Route as Call
 
-from aiohttp import web
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class Call(NamedTuple):
-    """One call. `roles` None: open to everyone. `via`: how the caller proves who it is: `token` (bearer), or
-    `session` (the cookie of somebody who signed in)."""
-
-    method: str
-    path: str
-    handler: Handler
-    roles: Collection[str] | None
-    via: str = "token"
+__all__ = ["Call", "Handler"]

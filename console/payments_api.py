@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
-from decimal import Decimal
+from functools import wraps
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
+from api import shapes
+from api.routes import Handler, Operation, Route
+from api.types import AskedCredits, IdempotencyKey, Page, Paging
 from config.payments import PRICE_DIGITS, Payments, minor_digits
-from console.calls import Call
 from console.payments import Till
 from console.provider import BadSignature, ProviderUnavailable
 from ledger.clock import format_time
@@ -30,7 +32,7 @@ NOT_SOLD: Final = "No credits are sold here: the settings have no section paymen
 class PurchaseBody(msgspec.Struct, forbid_unknown_fields=True):
     """How many credits: as text, or as a JSON number, which is read as a decimal too."""
 
-    credits: Decimal
+    credits: AskedCredits
 
 
 class PaymentsApi:
@@ -41,18 +43,29 @@ class PaymentsApi:
         self._till = till
         self._who = who
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[Route]:
         """All calls, with the roles that may make them."""
         purchases = "/v1/orgs/{org}/purchases"
+        offer = Operation("payments", shapes.Offer, problems=(501,))
+        buy = Operation(
+            "payments", shapes.Order, PurchaseBody, headers=IdempotencyKey, statuses=(201,), problems=(409, 501, 502),
+            example={"credits": "100"}, body_max=_BODY_MAX,
+        )  # fmt: skip
+        orders = Operation("payments", Page[shapes.Order], query=Paging, problems=(501,))
+        webhook = Operation("payments", shapes.Received, dict[str, Any], problems=(501, 502, 503))
+        page = Operation("payments", problems=(501, 503), media={"text/html": "A page for the buyer."})
         calls = [
-            Call("GET", "/v1/payments", self.offer, _SEE),
-            Call("POST", purchases, self.buy, _BUY),
-            Call("GET", purchases, self.orders, _SEE),
-            Call("GET", purchases + "/{order}", self.order, _SEE),
-            Call("POST", "/v1/payments/stripe", self.webhook, None),
-            Call("GET", "/console/payments/{org}/{order}", self.page, None),
-        ]
-        return calls if self._till is not None else [call._replace(handler=_not_sold) for call in calls]
+            Route("GET", "/v1/payments", self.offer, _SEE, about=offer),
+            Route("POST", purchases, self.buy, _BUY, about=buy),
+            Route("GET", purchases, self.orders, _SEE, about=orders),
+            Route(
+                "GET", purchases + "/{order}", self.order, _SEE,
+                about=Operation("payments", shapes.Order, problems=(501,)),
+            ),
+            Route("POST", "/v1/payments/stripe", self.webhook, None, about=webhook),
+            Route("GET", "/console/payments/{org}/{order}", self.page, None, about=page),
+        ]  # fmt: skip
+        return calls if self._till is not None else [call._replace(handler=_not_sold(call.handler)) for call in calls]
 
     @property
     def till(self) -> Till:
@@ -64,7 +77,7 @@ class PaymentsApi:
         return _answer(offer_shape(self.till.settings))
 
     async def buy(self, request: web.Request) -> web.Response:
-        """The same key answers with the same order, for ever."""
+        """Orders credits, and answers where to pay. The same key answers with the same order, for ever."""
         key = request.headers.get("Idempotency-Key", "")
         if not 0 < len(key) <= _KEY_MAX or not key.isprintable():
             raise web.HTTPBadRequest(text=f"An Idempotency-Key header of 1 to {_KEY_MAX} characters is needed.")
@@ -104,7 +117,9 @@ class PaymentsApi:
         return _answer(order_shape(order))
 
     async def webhook(self, request: web.Request) -> web.Response:
-        """Answers 200 once what is said is on the ledger's disk, also where it was known or is about something else.
+        """News of the provider, signed.
+
+        Answers 200 once what is said is on the ledger's disk, also where it was known or is about something else.
 
         400 for a signature that does not hold; 5xx has the provider say it again later.
         """
@@ -173,8 +188,12 @@ def offer_shape(terms: Payments) -> dict[str, Any]:
     }
 
 
-async def _not_sold(request: web.Request) -> web.Response:
-    raise web.HTTPNotImplemented(text=NOT_SOLD)
+def _not_sold(handler: Handler) -> Handler:
+    @wraps(handler)
+    async def refuse(request: web.Request) -> web.Response:
+        raise web.HTTPNotImplemented(text=NOT_SOLD)
+
+    return refuse
 
 
 async def _read(request: web.Request, most: int) -> bytes:

@@ -9,25 +9,19 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from api.routes import Handler
+from api.routes import Route as Route
 from enforcer.failures import Failures
-from enforcer.problems import ErrorPage, Handler, Problem
+from enforcer.problems import ErrorPage, Problem
 from ledger.tokens import Token, Tokens
 
 CALLER: Final = web.RequestKey("caller", Token)
 """Where a handler finds the caller's `Token` in its request."""
 ADMIN, OWNER, VIEWER, SCHEDULER = "admin", "owner", "viewer", "scheduler"
 SIGN_IN: Final = "/console/sign-in"
+SEE: Final = (ADMIN, OWNER, VIEWER)
+"""Everybody who may see an org."""
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="credits"'}
-
-
-class Route(NamedTuple):
-    """One call. `roles` None: open to everyone. `via`: `token` (bearer), or `session` (a cookie of the console)."""
-
-    method: str
-    path: str
-    handler: Handler
-    roles: Collection[str] | None
-    via: str = "token"
 
 
 class ConsoleSide(NamedTuple):

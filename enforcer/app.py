@@ -10,9 +10,11 @@ from typing import Final
 
 from aiohttp import web
 
+from api import shapes
+from api.routes import Operation, Route
 from config.settings import Settings
 from config.sources import SlurmSource
-from enforcer.access import ConsoleSide, Guard, Route
+from enforcer.access import ConsoleSide, Guard
 from enforcer.addresses import behind
 from enforcer.admission.desk import Desk
 from enforcer.admission.http import AdmissionApi
@@ -59,9 +61,7 @@ def build_app(
         *KubernetesApi(desk, settings.sources, asks_certificates).routes(),
         *OrgsApi(ledger).routes(),
         *UsageApi(ledger).routes(),
-        Route("GET", "/metrics", metrics.serve, None),
-        Route("GET", "/-/healthy", _healthy, None),
-        Route("GET", "/-/ready", _ready, None),
+        *_service(metrics),
         *more,
         *(console.routes if console is not None else ()),
     ]
@@ -73,6 +73,16 @@ def build_app(
         app[ERROR_PAGE] = console.error_page
     app.cleanup_ctx.append(_background(desk, slurm, [source.cluster for source in settings.sources]))
     return app
+
+
+def _service(metrics: EnforcerMetrics) -> list[Route]:
+    """What tells of the process itself; anybody may ask."""
+    text = {"text/plain": "In the format of Prometheus.", "application/openmetrics-text": "In that of OpenMetrics."}
+    return [
+        Route("GET", "/metrics", metrics.serve, None, about=Operation("service", media=text)),
+        Route("GET", "/-/healthy", _healthy, None, about=Operation("service", shapes.Health)),
+        Route("GET", "/-/ready", _ready, None, about=Operation("service", shapes.Ready)),
+    ]
 
 
 def _background(
@@ -94,11 +104,15 @@ def _background(
 
 
 async def _healthy(request: web.Request) -> web.Response:
+    """The process answers."""
     return answer({"status": "ok"})
 
 
 async def _ready(request: web.Request) -> web.Response:
-    """Ready also while the ledger is away: were it taken out of service then, `on_ledger_down` could not act."""
+    """Whether it takes requests, and whether the ledger is there.
+
+    Ready also while the ledger is away: were it taken out of service then, `on_ledger_down` could not act.
+    """
     return answer({"status": "ok", "ledger": not request.app[DESK].aftermath.is_away})
 
 

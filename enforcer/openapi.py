@@ -1,95 +1,83 @@
-"""`/openapi.json`: the calls there are, out of the routes and of the types that read their bodies."""
+"""`/openapi.json`: an OpenAPI 3.1 document, out of what is declared beside the routes."""
 
 from __future__ import annotations
 
 import inspect
 import re
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from importlib import metadata
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
-from enforcer.access import Route
-from enforcer.admission.http import AdmissionBody
+from api.routes import Operation, Route
+from api.shapes import Problem
+from api.types import Name
 from enforcer.bodies import answer
-from enforcer.orgs import BudgetBody, GrantBody, OrgBody
 
-_BODIES: Final[Mapping[tuple[str, str], type[msgspec.Struct]]] = {
-    ("POST", "/v1/admission"): AdmissionBody,
-    ("POST", "/v1/quote"): AdmissionBody,
-    ("PUT", "/v1/orgs/{org}"): OrgBody,
-    ("POST", "/v1/orgs/{org}/grants"): GrantBody,
-    ("PUT", "/v1/orgs/{org}/budgets/{project}"): BudgetBody,
-    ("PUT", "/v1/orgs/{org}/budgets/{project}/{user}"): BudgetBody,
-}
-_QUERIES: Final[Mapping[str, tuple[str, ...]]] = {
-    "/v1/orgs": ("limit", "cursor"),
-    "/v1/orgs/{org}/journal": ("limit", "cursor"),
-    "/v1/usage": ("from", "to", "cluster", "org", "project", "user", "kind", "group_by", "step"),
-}
-_AMOUNT: Final = {"type": ["string", "null"], "description": "credits, a decimal"}
-_TIME: Final = {"type": ["string", "null"], "format": "date-time"}
-_TEXT: Final = {"type": ["string", "null"]}
-_DECISION: Final = {
-    "allowed": {"type": "boolean"},
-    "code": {"enum": ["ok", "no_credits", "budget_exhausted", "unknown_org", "unpriced", "ledger_unavailable"]},
-    "reason": {"type": "string", "description": "for the person who submitted"},
-    "tier": {"enum": ["org", "project", "user", None]},
-    "available": _AMOUNT,
-    "required": _AMOUNT,
-}
-_BALANCE: Final = {
-    "org": {"type": "string"},
-    **dict.fromkeys(("granted", "expired", "spent", "held", "available", "overdraft", "burn_rate"), _AMOUNT),
-    "unlimited": {"type": "boolean"},
-    "exhausted_at": _TIME,
-    "stage": {"enum": ["ok", "warn", "block", "grace", "suspend", "stop"]},
-}
-_BUDGET: Final = {
-    **dict.fromkeys(("org", "project", "user", "period", "timezone", "week_start"), _TEXT),
-    **dict.fromkeys(("credits", "spent", "held", "remaining"), _AMOUNT),
-    **dict.fromkeys(("starts_at", "ends_at"), _TIME),
-}
-_QUOTED: Final = ("per_hour", "total", "left", "burn_rate", "lasts_hours")
-_ANSWERS: Final[Mapping[tuple[str, str], Mapping[str, Any]]] = {
-    ("POST", "/v1/admission"): {**_DECISION, "hold_id": _TEXT, "hold_expires_at": _TIME},
-    ("POST", "/v1/admission/slurm"): {**_DECISION, "hold_id": _TEXT, "hold_expires_at": _TIME},
-    ("POST", "/v1/quote"): {**_DECISION, **dict.fromkeys(_QUOTED, _AMOUNT), "first_out": _TEXT},
-    ("GET", "/v1/orgs/{org}/balance"): _BALANCE,
-    ("PUT", "/v1/orgs/{org}"): _BALANCE,
-    ("PUT", "/v1/orgs/{org}/budgets/{project}"): _BUDGET,
-    ("PUT", "/v1/orgs/{org}/budgets/{project}/{user}"): _BUDGET,
-}
-_PROBLEM: Final = {
-    "type": "object",
-    "properties": {
-        **{name: {"type": "string"} for name in ("type", "title", "code", "detail")},
-        "status": {"type": "integer"},
-    },
+VERSION: Final = "3.1.0"
+TAGS: Final = {
+    "admission": "Asked before work starts: may it, and what would it cost?",
+    "orgs": "Orgs, their credits, and what became of them.",
+    "budgets": "Caps on what a project, or a user in it, may spend in a period.",
+    "usage": "What was used, out of the ledger.",
+    "payments": "Credits bought by card.",
+    "tokens": "Who may call.",
+    "service": "The service itself.",
 }
 _PART: Final = re.compile(r"\{(\w+)[^}]*\}")
+_REF: Final = "#/components/schemas/{name}"
+_HEADERS: Final = {
+    401: {"WWW-Authenticate": "Bearer"},
+    405: {"Allow": "The methods that are possible."},
+    429: {"Retry-After": "Seconds to wait."},
+    503: {"Retry-After": "Seconds to wait."},
+}
+_MEANS: Final = {
+    400: "The request or its body cannot be read, or a header is missing.",
+    401: "There is no token, or it is unknown, expired or revoked.",
+    403: "A token of this role, or of another org, may not do this.",
+    404: "There is no such thing.",
+    409: "It is in the way of what is there: another body under the same key, say.",
+    412: "It was changed since it was read (If-Match).",
+    413: "The body is too large.",
+    422: "A value makes no sense; the text names it.",
+    428: "If-Match is needed here.",
+    429: "Too many unknown tokens came from this address. A valid token is never refused for this.",
+    501: "This is not set up here.",
+    502: "The payment provider cannot be reached. Nothing was paid; try again with the same key.",
+    503: "The ledger cannot be reached, or answers too late; try again.",
+}
 
 
 def describe(routes: Iterable[Route]) -> dict[str, Any]:
-    """An OpenAPI 3.1 document of these routes."""
-    _, schemas = msgspec.json.schema_components(
-        list(dict.fromkeys(_BODIES.values())), ref_template="#/components/schemas/{name}"
-    )
+    """An OpenAPI document of the routes that programs call: those of the console are pages for people."""
+    calls = [route for route in routes if route.via == "token" and not route.path.startswith("/console")]
+    types = {_name(kind): kind for route in calls for kind in _types(route.about) if kind is not None}
+    schemas = msgspec.json.schema_components([Problem, *types.values()], ref_template=_REF)[1]
     paths: dict[str, dict[str, Any]] = {}
-    for route in routes:
-        if route.path.startswith("/console"):
-            continue  # pages for people
-        path = _PART.sub(r"{\1}", route.path)
-        paths.setdefault(path, {})[route.method.lower()] = _operation(route, path)
+    for route in calls:
+        paths.setdefault(_PART.sub(r"{\1}", route.path), {})[route.method.lower()] = _operation(route)
+    used = {operation["tags"][0] for methods in paths.values() for operation in methods.values()}
     return {
-        "openapi": "3.1.0",
-        "info": {"title": "Apolo Credits", "version": metadata.version("apolo-credits")},
+        "openapi": VERSION,
+        "info": {
+            "title": "Apolo Credits",
+            "version": metadata.version("apolo-credits"),
+            "description": "Amounts are decimal strings of credits, times RFC 3339 in UTC. Errors are "
+            "`application/problem+json`. `x-roles` names the roles whose tokens may make a call.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "tags": [{"name": name, "description": said} for name, said in TAGS.items() if name in used],
         "paths": paths,
         "components": {
-            "schemas": {**schemas, "Problem": _PROBLEM},
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": {name: _tidy(schema) for name, schema in schemas.items()},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "description": "`act_...`, as `credits token` makes it"}
+            },
         },
     }
 
@@ -104,31 +92,120 @@ def openapi_route(routes: list[Route]) -> Route:
             text.append(describe([*routes, route]))
         return answer(text[0])
 
-    route = Route("GET", "/openapi.json", serve, None)
+    route = Route("GET", "/openapi.json", serve, None, about=Operation("service", dict[str, Any]))
     return route
 
 
-def _operation(route: Route, path: str) -> dict[str, Any]:
-    said = inspect.getdoc(route.handler) or route.path
-    names = [{"name": name, "in": "path", "required": True} for name in _PART.findall(route.path)]
-    asked = [{"name": name, "in": "query", "required": False} for name in _QUERIES.get(path, ())]
-    if path.endswith("/grants"):
-        asked.append({"name": "Idempotency-Key", "in": "header", "required": True})
-    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    schema = {"type": "object", "properties": dict(_ANSWERS.get((route.method, path), {}))}
+def parameters_of(kind: Any) -> dict[str, tuple[bool, dict[str, Any]]]:
+    """name -> (whether it is needed, schema) of a Struct's fields."""
+    if kind is None:
+        return {}
+    _, found = msgspec.json.schema_components([kind], ref_template=_REF)
+    schema = _tidy(found[kind.__name__])
+    return {name: (name in schema["required"], _given(one)) for name, one in schema["properties"].items()}
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    about = route.about or Operation("service")
+    summary, _, more = (about.summary or inspect.getdoc(route.handler) or route.path).partition("\n\n")
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": _schema(about.path.get(name, Name))}
+        for name in _PART.findall(route.path)
+    ]
+    for place, kind in (("query", about.query), ("header", about.headers)):
+        for name, (is_needed, schema) in parameters_of(kind).items():
+            parameters.append({"name": name, "in": place, "required": is_needed, "schema": schema})
     operation: dict[str, Any] = {
-        "summary": " ".join(said.split("\n\n")[0].split()),
-        "parameters": [{**one, "schema": {"type": "string"}} for one in (*names, *asked)],
-        "responses": {
-            "2XX": {"description": "done", "content": {"application/json": {"schema": schema}}},
-            "default": {"description": "what is wrong", "content": problem},
-        },
+        "operationId": _PART.sub(r"\1", f"{route.method.lower()}{route.path}").replace("/", "_").strip("_"),
+        "tags": [about.tag],
+        "summary": " ".join(summary.split()),
+        "parameters": parameters,
+        "responses": {str(status): _answer(route.method, about, status) for status in about.statuses}
+        | {str(status): _problem(status) for status in problems_of(route)},
         "security": [] if route.roles is None else [{"token": []}],
     }
+    if more:
+        operation["description"] = " ".join(more.split())
     if route.roles is not None:
         operation["x-roles"] = sorted(route.roles)
-    body = _BODIES.get((route.method, path))
-    if body is not None:
-        reference = {"$ref": f"#/components/schemas/{body.__name__}"}
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": reference}}}
+    if about.body is not None:
+        content: dict[str, Any] = {"schema": _schema(about.body)}
+        if about.example is not None:
+            content["example"] = about.example
+        operation["requestBody"] = {"required": True, "content": {"application/json": content}}
     return operation
+
+
+def problems_of(route: Route) -> list[int]:
+    """The statuses of errors that a call may answer with: those that follow from what it takes, and its own."""
+    about = route.about or Operation("service")
+    found = set(about.problems)
+    if route.roles is not None:
+        found |= {401, 403, 429, 503}
+    if about.query is not None or about.headers is not None:
+        found |= {422}
+    if about.body is not None:
+        found |= {400, 413, 422}
+    if "{" in route.path:
+        found |= {404}
+    return sorted(found)
+
+
+def _answer(method: str, about: Operation, status: int) -> dict[str, Any]:
+    said: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    content: dict[str, Any] = {media: {"schema": {"type": "string"}} for media in about.media}
+    if about.answer is not None and status != HTTPStatus.NO_CONTENT:
+        content = {"application/json": {"schema": _schema(about.answer)}} | content
+    if content:
+        said["content"] = content
+    if about.gives:
+        said["headers"] = {
+            name: {"description": text, "schema": {"type": "string"}} for name, text in about.gives.items()
+        }
+    return said
+
+
+def _problem(status: int) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "description": _MEANS.get(status, HTTPStatus(status).phrase),
+        "content": {"application/problem+json": {"schema": {"$ref": _REF.format(name="Problem")}}},
+    }
+    if status in _HEADERS:
+        said["headers"] = {
+            name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS[status].items()
+        }
+    return said
+
+
+def _types(about: Operation | None) -> tuple[Any, ...]:
+    return () if about is None else (about.body, about.answer)
+
+
+def _name(kind: Any) -> str:
+    return str(kind)
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    (schema,), _ = msgspec.json.schema_components([kind], ref_template=_REF)
+    return dict(_tidy(schema))
+
+
+def _given(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter that is left out has no value: it is not null."""
+    options = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    if not options:
+        return dict(schema)
+    rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
+    return {**options[0], **rest} if len(options) == 1 else {"anyOf": options, **rest}
+
+
+def _tidy(schema: Any) -> Any:
+    """Decimals may be given as JSON numbers too."""
+    if isinstance(schema, list):
+        return [_tidy(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    tidy = {name: _tidy(value) for name, value in schema.items()}
+    if tidy.get("format") == "decimal" and tidy.get("type") == "string":
+        tidy["type"] = ["string", "number"]
+    return tidy

@@ -3,25 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Final
+from typing import Annotated, Final
 
+import msgspec
 from aiohttp import web
 
-from enforcer.access import ADMIN, OWNER, VIEWER, Route, check_org, token_of
+from api import shapes
+from api.routes import Operation, Route
+from api.types import AskedTime, Name, Zone, said
+from enforcer.access import SEE, check_org, token_of
 from enforcer.bodies import answer, paging, time
 from enforcer.problems import Problem
 from ledger.statement import statement
 from ledger.statement_html import statement_html
+from ledger.steps import STEPS
 from ledger.store import Ledger
-from ledger.usage import UsageQuery, usage, whole_period
+from ledger.usage import GROUPS, UsageQuery, usage, whole_period
 
-_SEE: Final = (ADMIN, OWNER, VIEWER)
-_FILTERS: Final = ("cluster", "org", "project", "user", "kind")
-_USAGE: Final = (*_FILTERS, "from", "to", "group_by", "step", "timezone", "limit", "cursor")
 _PAGE: Final = 10_000
 _AT_ONCE: Final = 2
+
+
+class UsageParameters(msgspec.Struct):
+    """Which sums; empty is as left out."""
+
+    cluster: Name | None = None
+    org: Name | None = None
+    project: Name | None = None
+    user: Name | None = None
+    kind: Annotated[str, said(enum=["job", "app", "storage"])] | None = None
+    since: AskedTime | None = msgspec.field(default=None, name="from")
+    until: AskedTime | None = msgspec.field(default=None, name="to")
+    group_by: Annotated[str, said(description=f"One or more of {', '.join(GROUPS)}, by commas.")] = "org"
+    step: Annotated[str, said(enum=list(STEPS))] | None = None
+    timezone: Zone = "UTC"
+    limit: Annotated[int, said(minimum=1, maximum=_PAGE)] = _PAGE
+    cursor: Annotated[str, said(description="`next` of the page before.")] | None = None
+
+
+class StatementParameters(msgspec.Struct):
+    """Which month, in which zone."""
+
+    month: Annotated[str, said(pattern=r"^[0-9]{4}-[0-9]{2}$", examples=["2026-11"])]
+    timezone: Zone = "UTC"
 
 
 class UsageApi:
@@ -32,14 +57,18 @@ class UsageApi:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     def routes(self) -> list[Route]:
+        csv = {"text/csv": "A header, all rows, and the totals."}
+        used = Operation("usage", shapes.Usage, query=UsageParameters, media=csv, problems=(404,))
+        both = {**csv, "text/html": "A page to print."}
+        stated = Operation("usage", shapes.Statement, query=StatementParameters, media=both)
         return [
-            Route("GET", "/v1/usage", self.usage, _SEE),
-            Route("GET", "/v1/orgs/{org}/statement", self.statement, _SEE),
+            Route("GET", "/v1/usage", self.usage, SEE, about=used),
+            Route("GET", "/v1/orgs/{org}/statement", self.statement, SEE, about=stated),
         ]
 
     async def usage(self, request: web.Request) -> web.Response:
         """Sums of a period; a token of an org sees its own org only."""
-        asked = _parameters(request, _USAGE)
+        asked = _parameters(request, UsageParameters)
         token = token_of(request)
         org = asked.get("org") or token.org
         if org is not None:
@@ -68,7 +97,7 @@ class UsageApi:
 
     async def statement(self, request: web.Request) -> web.Response:
         """What an org had, got and used in a month, such as `month=2026-11`."""
-        asked = _parameters(request, ("month", "timezone"))
+        asked = _parameters(request, StatementParameters)
         if "month" not in asked:
             raise Problem(422, "invalid", "month: expected one like 2026-11")
         async with self._turns:
@@ -84,9 +113,9 @@ class UsageApi:
         return answer(found.shape())
 
 
-def _parameters(request: web.Request, known: Iterable[str]) -> dict[str, str]:
+def _parameters(request: web.Request, known: type[msgspec.Struct]) -> dict[str, str]:
     """The query's parameters, empty ones left out. Raises: Problem 422 for one that is not known or said twice."""
-    names = list(known)
+    names = [field.encode_name for field in msgspec.structs.fields(known)]
     found: dict[str, str] = {}
     for name, value in request.query.items():
         if name not in names:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 from aiohttp import web
 
-from enforcer.access import ADMIN, OWNER, SCHEDULER, VIEWER, Route, check_org, token_of
+from api import shapes
+from api.routes import Operation, Route
+from api.types import HoldId, Name, said
+from enforcer.access import ADMIN, OWNER, SCHEDULER, VIEWER, check_org, token_of
 from enforcer.admission.desk import Desk
 from enforcer.bodies import answer, name, read_json, required_name
 from enforcer.problems import Problem
@@ -22,16 +25,16 @@ SECONDS_MAX: Final = 10 * 366 * 86_400
 class AdmissionBody(msgspec.Struct, forbid_unknown_fields=True):
     """What is asked of admission and quote alike."""
 
-    cluster: str
-    org: str
-    project: str | None = None
-    user: str | None = None
-    kind: str = "job"
-    preset: str | None = None
-    app: str | None = None
-    workload_id: str | None = None
-    max_runtime_seconds: int | None = None
-    count: int = 1
+    cluster: Name
+    org: Name
+    project: Name | None = None
+    user: Name | None = None
+    kind: Annotated[str, said(enum=["job", "app"])] = "job"
+    preset: Name | None = None
+    app: Name | None = None
+    workload_id: Name | None = None
+    max_runtime_seconds: Annotated[int, said(minimum=1, maximum=SECONDS_MAX)] | None = None
+    count: Annotated[int, said(minimum=1, maximum=COUNT_MAX)] = 1
     dry_run: bool = False
 
     def request(self) -> AdmissionRequest:
@@ -69,14 +72,21 @@ class AdmissionApi:
         self._desk = desk
 
     def routes(self) -> list[Route]:
+        job = {"cluster": "default", "org": "acme", "project": "vision", "user": "ann", "preset": "gpu-large"}
+        admit = Operation("admission", shapes.Decision, AdmissionBody, example=job)
+        quote = Operation("admission", shapes.Quote, AdmissionBody, example={**job, "max_runtime_seconds": 7200})
+        release = Operation("admission", shapes.Released, path={"hold_id": HoldId})
         return [
-            Route("POST", "/v1/admission", self.admit, (SCHEDULER, ADMIN)),
-            Route("POST", "/v1/quote", self.quote, (SCHEDULER, ADMIN, OWNER, VIEWER)),
-            Route("POST", "/v1/admission/{hold_id}/release", self.release, (SCHEDULER, ADMIN)),
+            Route("POST", "/v1/admission", self.admit, (SCHEDULER, ADMIN), about=admit),
+            Route("POST", "/v1/quote", self.quote, (SCHEDULER, ADMIN, OWNER, VIEWER), about=quote),
+            Route("POST", "/v1/admission/{hold_id}/release", self.release, (SCHEDULER, ADMIN), about=release),
         ]
 
     async def admit(self, request: web.Request) -> web.Response:
-        """A refusal is an answer like any other: 200 with `allowed: false`."""
+        """May this work start? Credits are set aside for it, if so.
+
+        A refusal is an answer like any other: 200 with `allowed: false`.
+        """
         token = token_of(request)
         asked = (await read_json(request, AdmissionBody)).request()
         check_org(token, asked.org)
@@ -84,11 +94,13 @@ class AdmissionApi:
         return answer(decision_shape(decision))
 
     async def quote(self, request: web.Request) -> web.Response:
+        """The same question without setting anything aside: what work would cost, and how long credits last."""
         asked = (await read_json(request, AdmissionBody)).request()
         check_org(token_of(request), asked.org)
         return answer(quote_shape(await self._desk.ledger.admissions.quote(asked, self._desk.terms)))
 
     async def release(self, request: web.Request) -> web.Response:
+        """The work was not started after all: gives back what was set aside."""
         hold_id = request.match_info["hold_id"]
         if len(hold_id) > HOLD_ID_MAX:
             raise Problem(404, "unknown_hold", "There is no such hold.")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
+from api.routes import Operation, Route
 from config.preset_sizes import FittingPresets, rooms
 from config.sources import KubernetesSource, SourceSettings
-from enforcer.access import ADMIN, SCHEDULER, Route
+from enforcer.access import ADMIN, SCHEDULER
 from enforcer.admission.desk import Desk
 from enforcer.admission.review import NotAReview, Work, parse_review, passes, review_answer, work_of
 from enforcer.bodies import read_bytes
@@ -43,9 +44,18 @@ class KubernetesApi:
 
     def routes(self) -> list[Route]:
         paths = ("/k8s/admission", "/k8s/admission/{cluster}", "/k8s/admission/{cluster}/{token}")
-        return [Route("POST", path, self.review, None) for path in paths]
+        about = Operation(
+            "admission", dict[str, Any], dict[str, Any], path={"token": str}, problems=(401, 404, 503),
+            body_max=BODY_MAX,
+        )  # fmt: skip
+        return [Route("POST", path, self.review, None, about=about) for path in paths]
 
     async def review(self, request: web.Request) -> web.Response:
+        """Kubernetes' question about a pod or job: an AdmissionReview (admission.k8s.io/v1), in and out.
+
+        Who calls shows a client certificate (where the listener asks for one), or a scheduler's token: as a bearer, or
+        as the last part of the path.
+        """
         await self._check_caller(request)
         data = await read_bytes(request, BODY_MAX)
         uid = ""

@@ -9,10 +9,12 @@ from contextlib import suppress
 from aiohttp import web
 from msgspec.structs import replace
 
-from config.slurm_request import SlurmRequest, parse_slurm_request
+from api import shapes
+from api.routes import Operation, Route
+from config.slurm_request import SlurmBody, SlurmRequest, parse_slurm_request
 from config.slurm_rules import owner_of
 from config.sources import SlurmSource
-from enforcer.access import ADMIN, SCHEDULER, Route, check_org, token_of
+from enforcer.access import ADMIN, SCHEDULER, check_org, token_of
 from enforcer.admission.accounts_tree import AccountTree
 from enforcer.admission.desk import Desk
 from enforcer.bodies import answer, read_bytes
@@ -35,10 +37,14 @@ class SlurmApi:
         self.trees = {source.cluster: AccountTree(source) for source in sources}
 
     def routes(self) -> list[Route]:
-        return [Route("POST", "/v1/admission/slurm", self.admit, (SCHEDULER, ADMIN))]
+        about = Operation("admission", shapes.Decision, SlurmBody)
+        return [Route("POST", "/v1/admission/slurm", self.admit, (SCHEDULER, ADMIN), about=about)]
 
     async def admit(self, request: web.Request) -> web.Response:
-        """200 with a decision; 422 for a job whose rules cannot be applied."""
+        """The question of Slurm's submit hook, in Slurm's own words.
+
+        200 with a decision; 422 for a job whose rules cannot be applied.
+        """
         try:
             job = parse_slurm_request(await read_bytes(request))
         except ValueError as error:

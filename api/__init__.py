@@ -1,0 +1,1 @@
+"""What a call over HTTP is: declared once, guarded and described from that."""

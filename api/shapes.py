@@ -1,0 +1,255 @@
+"""The JSON that calls answer with. These types describe it; the ledger's `*_shape` functions write it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import UNSET, Struct, UnsetType, field
+
+from api.types import Credits, Decimals, HoldId, Name, Period, Stage, Time, Weekday, Zone
+
+Code = Literal["ok", "no_credits", "budget_exhausted", "unknown_org", "unpriced", "ledger_unavailable"]
+Tier = Literal["org", "project", "user"]
+
+
+class Problem(Struct):
+    """What is wrong (RFC 9457): `code` for programs, `detail` for people."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+
+
+class Decision(Struct, forbid_unknown_fields=True):
+    """The answer to an admission; a refusal is an answer like any other. `reason` is for the person who submitted."""
+
+    allowed: bool
+    code: Code
+    reason: str
+    tier: Tier | None
+    available: Credits | None
+    required: Credits
+    hold_id: HoldId | None
+    hold_expires_at: Time | None
+
+
+class Quote(Struct, forbid_unknown_fields=True):
+    """What work would cost, and how long the credits would last; `left`: without what is held."""
+
+    allowed: bool
+    code: Code
+    reason: str
+    tier: Tier | None
+    per_hour: Credits | None
+    total: Credits | None
+    required: Credits
+    available: Credits | None
+    left: Credits | None
+    burn_rate: Credits | None
+    lasts_hours: Decimals | None
+    first_out: str | None
+
+
+class Released(Struct, forbid_unknown_fields=True):
+    """`released` false: the hold was over already."""
+
+    hold_id: str
+    released: bool
+
+
+class Only(Struct, forbid_unknown_fields=True):
+    """For which work a restricted grant pays; an empty list: any."""
+
+    presets: list[Name]
+    clusters: list[Name]
+
+
+class Restricted(Only):
+    """What is left of the grants that are restricted to the same."""
+
+    left: Credits
+
+
+class Balance(Struct):
+    """What an org has; `burn_rate` in credits an hour."""
+
+    org: Name
+    granted: Credits
+    expired: Credits
+    spent: Credits
+    held: Credits
+    available: Credits
+    overdraft: Credits
+    unlimited: bool
+    credit_line: Credits
+    restricted: list[Restricted]
+    burn_rate: Credits
+    exhausted_at: Time | None
+    stage: Stage
+
+
+class Org(Balance):
+    """An org's balance and what is set for it."""
+
+    contact: str | None
+    policy: dict[str, Any]
+
+
+class Grant(Struct, forbid_unknown_fields=True):
+    """A grant as it was acknowledged."""
+
+    org: Name
+    idempotency_key: str
+    credits: Credits
+    source: str
+    reason: str | None
+    purpose: str
+    only: Only | None
+    granted_at: Time
+    effective_at: Time | None
+    expires_at: Time | None
+
+
+class Budget(Struct, forbid_unknown_fields=True):
+    """A budget and what its current period has left; `user` null: of the whole project."""
+
+    org: Name
+    project: Name
+    user: Name | None
+    credits: Credits
+    period: Period
+    timezone: Zone
+    week_start: Weekday
+    spent: Credits
+    held: Credits
+    remaining: Credits
+    starts_at: Time | None
+    ends_at: Time | None
+
+
+class JournalEntry(Struct):
+    """One entry; the fields beside these depend on `type`."""
+
+    id: str
+    type: str
+    at: Time
+
+
+class UsageRow(Struct):
+    """Sums of one group: a field for each name of `group_by`, `at` with a step, times and kind of a workload."""
+
+    credits: Credits
+    hours: Decimals
+    at: Time | UnsetType = UNSET
+
+
+class Usage(Struct):
+    """What was used in a period. Where hours were merged into days, `exact_from` and `exact_to` say what is summed."""
+
+    from_: Time = field(name="from")
+    to: Time
+    exact_from: Time
+    exact_to: Time
+    exact: bool
+    group_by: list[str]
+    rows: list[UsageRow]
+    total: Credits
+    total_hours: Decimals
+    next: str | None
+
+
+class StatementEntry(Struct, forbid_unknown_fields=True):
+    """Credits that came or went otherwise than by use."""
+
+    type: str
+    at: Time
+    credits: Credits
+    source: str | None
+    reason: str | None
+
+
+class StatementCharge(Struct, forbid_unknown_fields=True):
+    """What was used of one resource."""
+
+    project: str | None
+    kind: str
+    resource: str
+    app: str | None
+    credits: Credits
+    hours: Decimals
+
+
+class Statement(Struct, forbid_unknown_fields=True):
+    """A month of an org: opening + granted + corrections - expired - charged = closing."""
+
+    org: Name
+    month: str
+    timezone: str
+    from_: Time = field(name="from")
+    to: Time
+    opening: Credits
+    granted: Credits
+    corrections: Credits
+    expired: Credits
+    charged: Credits
+    closing: Credits
+    entries: list[StatementEntry]
+    charges: list[StatementCharge]
+    charged_until: Time | None
+
+
+class Order(Struct):
+    """A purchase; `amount` in the currency, `returned`: credits taken back by refunds and disputes."""
+
+    id: str
+    org: Name
+    credits: Credits
+    amount: Decimals
+    currency: str
+    state: Literal["new", "open", "pending", "paid", "expired", "failed"]
+    checkout_url: str | None
+    expires_at: Time | None
+    created_at: Time
+    paid_at: Time | None
+    payments: list[str]
+    returned: Credits
+    who: str
+
+
+class Package(Struct, forbid_unknown_fields=True):
+    """Credits that are sold together."""
+
+    credits: Credits
+    price: Decimals
+
+
+class Offer(Struct):
+    """What is sold; prices are in the currency."""
+
+    currency: str
+    price_per_credit: Decimals
+    minimum_credits: Credits
+    maximum_credits: Credits
+    packages: list[Package]
+
+
+class Received(Struct):
+    """News of payments were taken."""
+
+    received: bool
+    results: list[str]
+
+
+class Health(Struct, forbid_unknown_fields=True):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Ready(Struct, forbid_unknown_fields=True):
+    """`ledger` false: decisions are made without it, as `admission.on_ledger_down` says."""
+
+    status: Literal["ok"]
+    ledger: bool
