@@ -140,7 +140,7 @@ async def _admin_token(ledger: Ledger, path: Path) -> Path:
     known = _read_token(path)
     if known and await ledger.tokens.authenticate(known) is not None:
         return path
-    record, token = await ledger.tokens.create("admin", note="made by `credits run`")
+    record, token = await ledger.tokens.create("admin", note="made by `credits run`", who="credits run")
     _write_token(path, token)
     log.info("admin token %s is in %s", record.id, path)
     return path

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.base import Group, Time, csv_option, json_option, with_ledger
+from cli.base import Group, Time, csv_option, json_option, who, with_ledger
 from cli.output import print_json, print_rows
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def token_create(role: str, org: str | None, expires_us: int | None, note: str, 
     """Make a token; it is shown this once."""
 
     async def work(ledger: Ledger) -> tuple[Token, str]:
-        return await ledger.tokens.create(role, org, expires_us=expires_us, note=note)
+        return await ledger.tokens.create(role, org, expires_us=expires_us, note=note, who=who())
 
     record, secret = with_ledger(work)
     if as_json:
@@ -71,7 +71,7 @@ def token_revoke(context: click.Context, token_id: str, as_json: bool) -> None:
     """Make a token invalid; the enforcer knows within seconds."""
 
     async def work(ledger: Ledger) -> bool:
-        return await ledger.tokens.revoke(token_id)
+        return await ledger.tokens.revoke(token_id, who=who())
 
     revoked = with_ledger(work)
     if as_json:

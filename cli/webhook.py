@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from cli.base import Group, json_option, open_ledger, settings
+from cli.base import Group, json_option, open_ledger, settings, who
 from cli.output import print_json
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def webhook_make(
         if token is not None or shows_certificate:
             return token
         async with open_ledger(given) as ledger:
-            _, secret = await ledger.tokens.create("scheduler", note=f"API server of {source.cluster}")
+            _, secret = await ledger.tokens.create(
+                "scheduler", note=f"API server of {source.cluster}", who=who()
+            )
             return secret
 
     is_there = cert.exists() and key.exists()

@@ -16,6 +16,7 @@ from ledger.errors import (
     IdempotencyConflict,
     Insufficient,
     InvalidRequest,
+    LastAdmin,
     LedgerUnavailable,
     UnknownOrg,
 )
@@ -32,6 +33,7 @@ _FAULTS: tuple[tuple[type[CreditsError], int, str], ...] = (
     (InvalidRequest, 422, "invalid"),
     (IdempotencyConflict, 409, "idempotency_conflict"),
     (Insufficient, 409, "insufficient"),
+    (LastAdmin, 409, "last_admin"),
     (Changed, 412, "changed"),
     (LedgerUnavailable, 503, "ledger_unavailable"),
 )

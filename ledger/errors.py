@@ -34,6 +34,10 @@ class Insufficient(CreditsError):
     """There are not as many credits available."""
 
 
+class LastAdmin(CreditsError):
+    """Nobody could administer over HTTP any more."""
+
+
 class UnknownOrg(CreditsError):
     """No org of this name."""
 

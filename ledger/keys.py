@@ -33,6 +33,11 @@ PAYMENTS_CHECKED = "credits:payments:checked"
 TOP_UPS = "credits:topups"
 """Set of the orgs that have settings of auto top-up."""
 
+AUDIT = "credits:audit"
+"""Stream of changes that concern no org: tokens, rates."""
+TRANSFERS = "credits:transfers"
+"""Hash: `k` and the idempotency key of a transfer -> JSON of what it was used for, kept for ever."""
+
 EVENTS = "credits:events"
 """Stream of events that wait to be sent to the outgoing webhook."""
 REAPER = "credits:reaper"

@@ -98,12 +98,3 @@ class Refusals:
             for group, (count, required, first, last) in rows.items()
         ]  # fmt: skip
         return sorted(found, key=lambda row: (-row["count"], *(row[name] for name in _GROUPED)))
-
-
-def merge_page(
-    journal: list[dict[str, Any]], refusals: list[dict[str, Any]], limit: int
-) -> list[tuple[bool, dict[str, Any]]]:
-    """The first `limit` of two lists in the order of their ids; True: of the journal."""
-    both = [(True, entry) for entry in journal] + [(False, entry) for entry in refusals]
-    both.sort(key=lambda item: (*(int(part) for part in item[1]["id"].split("-")), not item[0]))
-    return both[:limit]

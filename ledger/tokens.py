@@ -12,9 +12,11 @@ from typing import Any, Final
 import msgspec
 
 from ledger import keys
+from ledger.audit import Audit
 from ledger.clock import Clock, format_time, now_us
 from ledger.connect import Client, again
-from ledger.errors import InvalidRequest, LedgerUnavailable
+from ledger.errors import InvalidRequest, LastAdmin, LedgerUnavailable
+from ledger.lua import Script, text
 from ledger.names import check_name
 
 ROLES: Final = ("admin", "owner", "viewer", "scheduler")
@@ -26,6 +28,7 @@ _AWAY_SECONDS: Final = 3600.0
 _KNOWN_MAX: Final = 10_000
 _USED_EVERY_US: Final = 60_000_000
 _TOKEN_MAX: Final = 128
+NOTE_MAX: Final = 200
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -59,22 +62,25 @@ class Tokens:
     def __init__(self, client: Client, clock: Clock | None = None) -> None:
         self._client: Any = client
         self._clock: Clock = clock or now_us
+        self._audit = Audit(client, clock)
+        self._revoke = Script(client, "token_revoke")
         self._known: dict[str, tuple[float, Token]] = {}
         self._used: dict[str, int] = {}
         self._reading: dict[str, asyncio.Task[Token | None]] = {}
         self._writing: set[asyncio.Task[None]] = set()
 
     async def create(
-        self, role: str, org: str | None = None, *, expires_us: int | None = None, note: str = ""
-    ) -> tuple[Token, str]:
-        """(record, token); the token cannot be had again.
+        self, role: str, org: str | None = None, *, expires_us: int | None = None, note: str = "",
+        who: str = "ledger", address: str | None = None,
+    ) -> tuple[Token, str]:  # fmt: skip
+        """(record, token); the token cannot be had again. `who` made it, from which address: for the audit.
 
-        Raises: InvalidRequest for a role that is none, lacks its org, or an expiry that is past.
+        Raises: InvalidRequest for a role that is none, lacks its org, or an expiry that is past; LedgerUnavailable.
         """
         if role not in ROLES:
             raise InvalidRequest(f"role {role!r}: expected one of {', '.join(ROLES)}")
         if role in ORG_ROLES and org is None:
-            raise InvalidRequest(f"a token of role {role} is for one org; name it with --org")
+            raise InvalidRequest(f"a token of role {role} is for one org; name the org (--org)")
         if role == "admin" and org is not None:
             raise InvalidRequest("a token of role admin is for all orgs: leave the org out, or make it an owner's")
         if org is not None:
@@ -82,9 +88,12 @@ class Tokens:
         now = self._clock()
         if expires_us is not None and expires_us <= now:
             raise InvalidRequest(f"expires_at {format_time(expires_us)} is past")
+        if any(not letter.isprintable() for letter in note):
+            raise InvalidRequest("note: expected printable characters only")
         token = PREFIX + secrets.token_urlsafe(32)
         digest = _digest(token)
-        record = Token(digest[:16], digest, role, org, format_time(now), expires_us, note[:200])
+        record = Token(digest[:16], digest, role, org, format_time(now), expires_us, note[:NOTE_MAX])
+        await self._audit.add("token_created", who, address, **_facts(record))
         await again(lambda: self._client.hset(keys.TOKENS, record.id, msgspec.json.encode(record)))
         return record, token
 
@@ -97,12 +106,32 @@ class Tokens:
         ]
         return sorted(found, key=lambda item: (item[0].created_at, item[0].id))
 
-    async def revoke(self, token_id: str) -> bool:
-        """Whether there was such a token."""
-        removed = await again(lambda: self._client.hdel(keys.TOKENS, token_id))
+    async def get(self, token_id: str) -> Token | None:
+        """The record of one token, None where there is none."""
+        data = await again(lambda: self._client.hget(keys.TOKENS, token_id))
+        return None if data is None else msgspec.json.decode(data, type=Token)
+
+    async def revoke(
+        self, token_id: str, *, who: str = "ledger", address: str | None = None, keep_admin: bool = False
+    ) -> bool:
+        """Whether there was such a token. `keep_admin`: not where no valid token of role admin would be left.
+
+        Raises: LastAdmin; LedgerUnavailable (a retry is safe).
+        """
+        record = await self.get(token_id)
+        if record is None:
+            return False
+        await self._audit.add("token_revoked", who, address, **_facts(record))
+        said = text(await self._revoke([keys.TOKENS], [token_id, "1" if keep_admin else "", str(self._clock())]))
+        if said == "last_admin":
+            await self._audit.add("token_kept", who, address, **_facts(record))
+            raise LastAdmin(
+                f"token {token_id} is the last one of role admin that is valid: make another one first, or revoke it "
+                "on the ledger's own machine with `credits token revoke`"
+            )
         await again(lambda: self._client.hdel(keys.TOKENS_USED, token_id))
         self._known = {digest: known for digest, known in self._known.items() if known[1].id != token_id}
-        return bool(removed)
+        return True
 
     def known(self, token: str) -> Token | None:
         """The record of a valid token that was checked within 5 s; None says nothing."""
@@ -188,6 +217,17 @@ def token_shape(record: Token, last_used_us: int | None = None) -> dict[str, Any
         "created_at": record.created_at,
         "expires_at": record.expires_at,
         "last_used_at": None if last_used_us is None else format_time(last_used_us),
+    }
+
+
+def _facts(record: Token) -> dict[str, Any]:
+    """What the audit says of a token."""
+    return {
+        "token": record.id,
+        "role": record.role,
+        "org": record.org,
+        "expires_at": record.expires_at,
+        "note": record.note,
     }
 
 
