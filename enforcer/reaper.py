@@ -6,32 +6,36 @@ Nothing is done on what a source said too long ago, nor while the ledger is away
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
+import msgspec
+
 from config.settings import AdmissionSettings, Settings
-from enforcer.actions.base import ActionError, Actions, Outcome
+from enforcer.acting import Acting, Case
+from enforcer.actions.base import Actions
 from enforcer.actions.factory import actions_of
+from enforcer.lease import Lease, LeaseLost
 from enforcer.metrics import EnforcerMetrics
 from enforcer.notify import Notifier
 from enforcer.stages import WORDS, Policy, Stage, TierFacts, decide
+from ledger import keys
 from ledger.accounts import Balance
 from ledger.budget_store import BudgetState
 from ledger.clock import Clock, format_time
 from ledger.errors import CreditsError, UnknownOrg
-from ledger.exhaustion import ORG_TIER, ExhaustionState, RunningWork, TierState
+from ledger.exhaustion import ORG_TIER, Act, ExhaustionState, RunningWork, TierState
 from ledger.keys import tier_fields
 from ledger.money import HOUR_US, format_micro
+from ledger.refusal_text import Circumstances
 from ledger.store import Ledger
 
-_SIGNALLED, _SUSPENDED, _STOPPED, _CANNOT = "signal", "suspend", "stop", "cannot"
-_SUSPENDING: Final = "suspending"
-"""Noted before it is asked for: whether it was done is not known where no answer comes, and it has to be undone."""
-_AT_ONCE: Final = 8
+_LEASE_ROUNDS: Final = 3
+_LEASE_SECONDS_MIN: Final = 3.0
 _STOP_SECONDS: Final = 2.0
 _MINUTE_US: Final = 60_000_000
 log = logging.getLogger(__name__)
@@ -72,7 +76,8 @@ class Reaper:
         self._stale_us = int(max(60.0, 4 * interval_seconds) * 1_000_000)
         self._hold_us = int(admission.hold_minutes * _MINUTE_US)
         self._notifier = notifier
-        self._who = secrets.token_hex(8)
+        self._lease = Lease(ledger.exhaustion, max(_LEASE_SECONDS_MIN, _LEASE_ROUNDS * interval_seconds))
+        self._acting = Acting(ledger, actions, self._lease.check, clock, self._stale_us)
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -91,27 +96,35 @@ class Reaper:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._interval_seconds):
                     await self._stopping.wait()
+        await self._lease.give_up()
 
     async def round(self) -> bool:
         """One look at all orgs; False where another enforcer does it. Raises: LedgerUnavailable."""
-        if not await self._ledger.exhaustion.lead(self._who, max(30.0, 4 * self._interval_seconds)):
+        if not await self._lease.take():
             self._metrics.stages = {}
             return False
         stages: dict[str, int] = {}
-        marks = await self._ledger.charging.source_marks()
-        for org in await self._ledger.accounts.orgs():
-            try:
-                stages[org] = await self._look(org, marks)
-            except UnknownOrg:
-                continue
+        try:
+            async with self._lease.kept():
+                marks = await self._ledger.charging.source_marks()
+                for org in await self._ledger.accounts.orgs():
+                    with suppress(UnknownOrg):
+                        stages[org] = await self._look(org, marks)
+        except LeaseLost as lost:
+            log.warning("%s", lost)
+            self._metrics.stages = {}
+            return False
         self._metrics.stages = stages
         if self._notifier is not None:
             await self._notifier.deliver()
         return True
 
     async def _look(self, org: str, marks: Mapping[str, int]) -> int:
+        self._lease.check()
         balance = await self._ledger.accounts.balance(org)
         state = await self._ledger.exhaustion.read(org)
+        for event in state.outbox:
+            await self._pass_on(org, event)
         budgets = await self._ledger.budgets.states(org)
         policy = self._policy.of_org(balance.policy)
         own_mode = balance.policy.get("mode")
@@ -146,9 +159,9 @@ class Reaper:
             await self._act(org, tier, after, policy, [] if only_by_stale else fresh, acted, balance)
         known = {tier.name for tier in tiers}
         for name in state.stages.keys() - known:  # its budget was removed
-            await self._ledger.exhaustion.write(org, name, None, None)
+            await self._ledger.exhaustion.write(org, name, state.stages[name], None, None)
         for name, source, workload in [one for one in acted if one[0] not in known]:
-            await self._undo(org, name, source, workload, acted)
+            await self._acting.undo(org, name, source, workload, acted)
         return stage
 
     def _may_act(self, work: RunningWork, own_mode: str | None) -> bool:
@@ -158,8 +171,11 @@ class Reaper:
 
     async def _enter(self, org: str, tier: _Tier, after: TierState, policy: Policy) -> None:
         word = WORDS.get(Stage(after.stage), policy.then)
+        # The same whoever writes it, so that nobody who is told twice takes it for two.
+        named = keys.US.join((org, tier.name, word, str(after.since_us)))
         entry = {
-            "type": "stage", "event": secrets.token_hex(8), "at": format_time(self._clock()), "who": "enforcer",
+            "type": "stage", "event": hashlib.sha256(named.encode()).hexdigest()[:16],
+            "at": format_time(self._clock()), "who": "enforcer",
             "org": org, "stage": word, "before": WORDS.get(Stage(tier.state.stage), policy.then),
             "tier": "org" if tier.project is None else "project" if tier.user is None else "user",
             "project": tier.project, "user": tier.user, "left": format_micro(tier.facts.left_micro),
@@ -167,74 +183,33 @@ class Reaper:
             "until": format_time(after.until_us) if after.stage == Stage.GRACE else None,
             "reason": f"{tier.title}: {word}",
         }  # fmt: skip
-        if self._notifier is not None:
-            await self._notifier.note(entry)
-        forgotten = after.stage == Stage.NONE
-        await self._ledger.exhaustion.write(org, tier.name, None if forgotten else after, entry)
+        event = None if self._notifier is None else msgspec.json.encode(entry)
+        state = None if after.stage == Stage.NONE else after
+        if not await self._ledger.exhaustion.write(org, tier.name, tier.state, state, entry, event):
+            raise LeaseLost(f"Another enforcer is at work on org {org}.")
         whose = tier.title if tier.project is None else f"org {org}: {tier.title}"
         log.info("%s: from %s to %s", whose, entry["before"], word)
+        if event is not None:
+            await self._pass_on(org, event)
+
+    async def _pass_on(self, org: str, event: bytes) -> None:
+        """From the org's outbox to where events wait to be sent; done again after a crash, with the same id."""
+        if self._notifier is not None:
+            await self._notifier.note(msgspec.json.decode(event))
+        await self._ledger.exhaustion.passed_on(org, event)
 
     async def _act(
         self, org: str, tier: _Tier, after: TierState, policy: Policy, fresh: Sequence[RunningWork],
-        acted: dict[tuple[str, str, str], str], balance: Balance,
+        acted: dict[tuple[str, str, str], Act], balance: Balance,
     ) -> None:  # fmt: skip
-        done = {(source, workload): what for (name, source, workload), what in acted.items() if name == tier.name}
         if after.stage < Stage.GRACE:
-            for source, workload in done:
-                await self._undo(org, tier.name, source, workload, acted)
+            for name, source, workload in [one for one in acted if one[0] == tier.name]:
+                await self._acting.undo(org, name, source, workload, acted)
             return
-        until = format_time(after.until_us)
-        ask = balance.contact or f"an owner of org {org}"
-        verb = {"suspend": "suspended", "stop": "stopped"}[policy.then]
-        is_grace = after.stage == Stage.GRACE
-        what = _SIGNALLED if is_grace else _SUSPENDED if policy.then == "suspend" else _STOPPED
-        when = f"will be {verb} at {until}" if is_grace else f"is {verb} now"
-        reason = f"{tier.title}: credits are running out, so this {when} unless credits come. Ask {ask}."
-        todo = [one for one in fresh if done.get((one.source, one.id)) not in (what, _CANNOT)]
-        gate = asyncio.Semaphore(_AT_ONCE)
-
-        async def one(work: RunningWork) -> None:
-            async with gate:
-                await self._do(org, tier.name, work, what, reason)
-
-        await asyncio.gather(*(one(work) for work in todo))
-
-    async def _do(self, org: str, tier: str, work: RunningWork, what: str, reason: str) -> None:
-        actions = self._actions[work.source]
-        if what == _SUSPENDED:
-            await self._ledger.exhaustion.note(org, tier, work.source, work.id, _SUSPENDING)
-        call = {_SIGNALLED: actions.signal, _SUSPENDED: actions.suspend, _STOPPED: actions.stop}[what]
-        try:
-            outcome = await call(work.id, reason)
-        except ActionError as error:
-            log.warning("org %s: %s of %s: %s", org, what, work.id, error)
-            return  # tried again at the next look
-        if outcome is Outcome.DONE:
-            await self._ledger.exhaustion.note(org, tier, work.source, work.id, what)
-            log.info("org %s: %s of %s: done", org, what, work.id)
-        elif outcome is Outcome.CANNOT and what != _SIGNALLED:
-            log.warning("org %s: %s runs on a scheduler that cannot %s it", org, work.id, what)
-            await self._ledger.exhaustion.note(org, tier, work.source, work.id, _CANNOT)
-
-    async def _undo(
-        self, org: str, tier: str, source: str, workload: str, acted: dict[tuple[str, str, str], str]
-    ) -> None:
-        """What was suspended goes on, unless another tier wants it suspended; what was only told is forgotten."""
-        rests = (_SUSPENDED, _SUSPENDING)
-        is_last = not any(
-            what in rests and name != tier and (its_source, its_id) == (source, workload)
-            for (name, its_source, its_id), what in acted.items()
-        )
-        if acted[tier, source, workload] in rests and is_last and source in self._actions:
-            try:
-                if await self._actions[source].resume(workload) is Outcome.LATER:
-                    return
-            except ActionError as error:
-                log.warning("org %s: %s cannot go on yet: %s", org, workload, error)
-                return
-            log.info("org %s: %s goes on", org, workload)
-        await self._ledger.exhaustion.note(org, tier, source, workload, None)
-        del acted[tier, source, workload]
+        about = Circumstances(balance.contact or None, balance.burn_micro, self._admission.buy_url)
+        whose = tier.title if tier.project is None else f"the {tier.title}"
+        case = Case(org, tier.name, whose, after, policy, about, tier.facts.ends_us)
+        await self._acting.act(case, fresh, acted)
 
 
 @asynccontextmanager

@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from ledger import keys
-from ledger.clock import Clock, now_us
 from ledger.connect import Client, again
-from ledger.lua import text
+from ledger.lua import Scripts, text
 from ledger.org_state import Row, decode_rows
 from ledger.runs import OPEN, Run
 
@@ -34,91 +33,100 @@ class TierState(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class RunningWork:
-    """A workload that is billed now."""
+    """A workload that is billed now, since `started_us`."""
 
     source: str
     id: str
     cluster: str
     project: str
     user: str
+    started_us: int = 0
+
+
+class Act(NamedTuple):
+    """What was done to a workload, when. `since_us`: when it was first tried without success."""
+
+    what: str
+    at_us: int
+    since_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ExhaustionState:
-    """An org's stages by tier; sums of holds and of running work by tier field; `acted`: (tier, source, id) -> what."""
+    """An org's stages by tier; sums of holds and of running work by tier field; `acted`: (tier, source, id) -> act.
+
+    `outbox`: events (JSON) that wait to be passed on.
+    """
 
     stages: Mapping[str, TierState]
     held: Mapping[str, int]
     running: Mapping[str, int]
-    acted: Mapping[tuple[str, str, str], str]
+    acted: Mapping[tuple[str, str, str], Act]
+    outbox: Sequence[bytes] = ()
 
 
 class ExhaustionStore:
     """Reads and writes the above. Who acts holds a lease, so that several enforcers do not act at once."""
 
-    def __init__(self, client: Client, clock: Clock | None = None) -> None:
+    def __init__(self, client: Client, scripts: Scripts) -> None:
         self._client: Any = client
-        self._clock: Clock = clock or now_us
+        self._scripts = scripts
 
     async def lead(self, who: str, seconds: float) -> bool:
-        """Whether `who` has the lease now, for so long."""
-
-        async def ask() -> bool:
-            ms = int(seconds * 1000)
-            if await self._client.set(keys.REAPER, who, nx=True, px=ms):
-                return True
-            if text(await self._client.get(keys.REAPER)) != who:
-                return False
-            return bool(await self._client.pexpire(keys.REAPER, ms))
-
-        return await again(ask)
+        """Whether `who` has the lease now, for so long; 0 gives it up."""
+        return bool(await self._scripts.lease([keys.REAPER], [who, str(int(seconds * 1000))]))
 
     async def read(self, org: str) -> ExhaustionState:
         """All of one instant."""
         names = keys.of_org(org)
 
-        async def ask() -> list[dict[bytes, bytes]]:
+        async def ask() -> list[Any]:
             async with self._client.pipeline(transaction=True) as pipe:
                 for name in (names.stages, names.held, names.running, names.acted):
                     pipe.hgetall(name)
-                answer: list[dict[bytes, bytes]] = await pipe.execute()
+                pipe.lrange(names.outbox, 0, -1)
+                answer: list[Any] = await pipe.execute()
                 return answer
 
-        stages, held, running, acted = await again(ask)
+        stages, held, running, acted, outbox = await again(ask)
         return ExhaustionState(
             {text(tier): msgspec.json.decode(data, type=TierState) for tier, data in stages.items()},
             {text(tier): int(micro) for tier, micro in held.items()},
             {text(tier): int(micro) for tier, micro in running.items()},
-            {_split(text(field)): text(what) for field, what in acted.items()},
+            {_split(text(field)): _act(text(what)) for field, what in acted.items()},
+            outbox,
         )
 
-    async def write(self, org: str, tier: str, state: TierState | None, entry: Mapping[str, Any] | None) -> None:
-        """Put a tier into a stage (None: forget it), with its journal entry, in one step."""
+    async def write(
+        self, org: str, tier: str, before: TierState, state: TierState | None, entry: Mapping[str, Any] | None,
+        event: bytes | None = None,
+    ) -> bool:  # fmt: skip
+        """Put a tier into a stage (None: forget it), with its journal entry and an event for the outbox, in one step.
+
+        False, and nothing is written, where it is not as `before` any more: another enforcer was here.
+        """
         names = keys.of_org(org)
+        acting = "-"
+        if tier == ORG_TIER and entry is not None:
+            acting = entry["stage"] if state is not None and state.stage >= ACTS_FROM else ""
+        arguments = [
+            tier, _version(before), b"" if state is None else msgspec.json.encode(state),
+            _version(state or TierState()), acting, b"" if entry is None else msgspec.json.encode(entry), event or b"",
+        ]  # fmt: skip
+        answer = await self._scripts.stage([names.stages, names.org, names.journal, names.outbox], arguments)
+        return text(answer) == "ok"
 
-        async def put() -> None:
-            async with self._client.pipeline(transaction=True) as pipe:
-                if state is None:
-                    pipe.hdel(names.stages, tier)
-                else:
-                    pipe.hset(names.stages, tier, msgspec.json.encode(state))
-                if tier == ORG_TIER and entry is not None:
-                    if state is not None and state.stage >= ACTS_FROM:
-                        pipe.hset(names.org, "acting", entry["stage"])
-                    else:
-                        pipe.hdel(names.org, "acting")
-                if entry is not None:
-                    pipe.xadd(names.journal, {"entry": msgspec.json.encode(entry)})
-                await pipe.execute()
+    async def passed_on(self, org: str, event: bytes) -> None:
+        """An event of the outbox is where it was to go."""
+        await again(lambda: self._client.lrem(keys.of_org(org).outbox, 1, event))
 
-        await again(put, pauses=())  # not repeated: the entry would be written twice; the next round sees what is there
-
-    async def note(self, org: str, tier: str, source: str, workload: str, what: str | None) -> None:
+    async def note(self, org: str, tier: str, source: str, workload: str, act: Act | None) -> None:
         """Remember what was done to a workload; None: forget it."""
         names, field = keys.of_org(org), keys.US.join((tier.replace(keys.US, "\x1e"), source, workload))
-        if what is None:
+        if act is None:
             await again(lambda: self._client.hdel(names.acted, field))
         else:
+            what = f"{act.what}@{act.at_us}" + (f"@{act.since_us}" if act.since_us else "")
             await again(lambda: self._client.hset(names.acted, field, what))
 
     async def set_aside(self, org: str, sources: Sequence[str]) -> dict[str, int]:
@@ -153,9 +161,18 @@ def _is_suspended(run: Run) -> bool:
 
 
 def _work(run: Run, row: Row) -> RunningWork:
-    return RunningWork(run.source, run.id, run.cluster, row.project, row.user)
+    return RunningWork(run.source, run.id, run.cluster, row.project, row.user, run.started_us or 0)
 
 
 def _split(field: str) -> tuple[str, str, str]:
     tier, source, workload = field.split(keys.US, 2)
     return tier.replace("\x1e", keys.US), source, workload
+
+
+def _act(noted: str) -> Act:
+    what, *times = noted.split("@")
+    return Act(what, *(int(us) for us in times[:2])) if times else Act(what, 0)
+
+
+def _version(state: TierState) -> str:
+    return f"{state.stage}:{state.since_us}"

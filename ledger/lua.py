@@ -123,6 +123,7 @@ class Scripts:
 
     def __init__(self, client: Client) -> None:
         self.admit = Script(client, "admit")
+        self.admitted = Script(client, "admitted")
         self.balance = Script(client, "balance")
         self.budget_remove = Script(client, "budget_remove")
         self.budget_set = Script(client, "budget_set")
@@ -130,6 +131,7 @@ class Scripts:
         self.claim = Script(client, "claim")
         self.forget = Script(client, "forget")
         self.grant = Script(client, "grant")
+        self.lease = Script(client, "lease")
         self.merge_hour = Script(client, "merge_hour")
         self.org = Script(client, "org")
         self.purchase = Script(client, "purchase")
@@ -137,6 +139,7 @@ class Scripts:
         self.rates_publish = Script(client, "rates_publish")
         self.release = Script(client, "release")
         self.rollup = Script(client, "rollup")
+        self.stage = Script(client, "stage")
         self.top_up_card = Script(client, "top_up_card")
         self.top_up_claim = Script(client, "top_up_claim")
         self.top_up_terms = Script(client, "top_up_terms")

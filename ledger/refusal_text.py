@@ -99,6 +99,30 @@ def admitted(required_micro: int, org: str, left_micro: int | None, count: int =
     return f"{credits_text(required_micro)} are set aside to start; org {org} then has {credits_text(left_micro)} left."
 
 
+def running_out(
+    whose: str, since_us: int, then: str, until_us: int | None, org: str, about: Circumstances = UNKNOWN,
+    *, is_budget: bool = False, renews_us: int | None = None,
+) -> str:  # fmt: skip
+    """To work that runs: why it is suspended or stopped (`then`), now or at `until_us`, and how it goes on.
+
+    `whose`: the org, or the budget (`is_budget`) in words; `renews_us`: when that starts anew.
+    """
+    why = f"{whose[:1].upper()}{whose[1:]} has too few credits for what runs since {_second(since_us)}."
+    verb = {"suspend": "suspended", "stop": "stopped"}[then]
+    back = f"{'goes on by itself' if then == 'suspend' else 'can be submitted again'} once there are credits"
+    if until_us is None:
+        what = f"So this was {verb}; it {back}."
+    else:
+        what = f"Unless credits come, this will be {verb} at {_second(until_us)}, so save your work; it {back}."
+    frees = f"It starts anew at {_second(renews_us)}; " if renews_us is not None else ""
+    ask = f"{frees}{about.contact or f'an owner of org {org}'} can raise it." if is_budget else _who_helps(org, about)
+    return f"{why} {what} {ask[0].upper()}{ask[1:]}"
+
+
+def _second(us: int) -> str:
+    return format_time(us // 1_000_000 * 1_000_000)
+
+
 def _who_helps(org: str, about: Circumstances) -> str:
     ask = about.contact or f"an owner of org {org} or an administrator of the cluster"
     buy = f", or buy credits at {about.buy_url}" if about.buy_url else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ _METADATA: Final = {
 }
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _PAGE: Final = 500
+_NAME_MAX: Final = 230
+"""Of an object's 253 characters, so that a digest fits behind it."""
 _LIST_US: Final = 5_000_000
 """Charges are older than this, so a pod that they are about is in a list which is not."""
 _APPS: Final = "apis/apps/v1"
@@ -194,10 +197,12 @@ class KubernetesActions:
             del self._pods[pod.uid]
             return Outcome.OVER
         now = self._clock()
+        # Named by what it says: told again, as in each round in which an eviction is refused, it is there already.
+        digest = hashlib.sha256(f"{pod.uid} {reason}".encode()).hexdigest()[:16]
         event = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": f"{pod.name}.{now:x}", "namespace": pod.namespace},
+            "metadata": {"name": f"{pod.name[:_NAME_MAX].rstrip('.-')}.{digest}", "namespace": pod.namespace},
             "involvedObject": {
                 "apiVersion": "v1", "kind": "Pod", "name": pod.name, "namespace": pod.namespace, "uid": pod.uid,
             },
@@ -210,7 +215,8 @@ class KubernetesActions:
             "count": 1,
         }  # fmt: skip
         status, _, text = await self._rest.call("POST", f"api/v1/namespaces/{pod.namespace}/events", event)
-        _check(status, f"the event on pod {pod.namespace}/{pod.name} cannot be written", text)
+        if status != 409:
+            _check(status, f"the event on pod {pod.namespace}/{pod.name} cannot be written", text)
         return Outcome.DONE
 
     async def _rest_owner(self, pod: _Metadata, reason: str) -> Outcome:

@@ -98,7 +98,7 @@ class KubernetesApi:
             async with asyncio.timeout(self._desk.settings.decision_seconds / 2):
                 if decision.allowed:
                     await self._desk.ledger.admitted.add(asked.org, asked.cluster, work.job)
-                elif await self._desk.ledger.admitted.has(asked.org, asked.cluster, work.job):
+                elif await self._desk.ledger.admitted.take(asked.org, asked.cluster, work.job):
                     # Refused when it is started anew, the platform's job would go on without its pod, and cost.
                     return Decision(True, decision.code, f"This job was admitted before. {decision.reason}")
         except (CreditsError, TimeoutError) as error:

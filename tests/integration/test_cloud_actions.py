@@ -106,7 +106,7 @@ async def test_a_token_that_may_not_cancel_is_told_what_it_needs():
     api = ApoloApi()
     job = api.add_job(("running", T0))
     async with apolo(api) as actions:
-        with pytest.raises(ActionError, match="apolo acl grant job://default USER manage"):
+        with pytest.raises(ActionError, match="apolo acl grant job://default NAME manage"):
             await actions.stop(job.id, WHY)
 
 
@@ -159,9 +159,12 @@ async def test_a_disruption_budget_is_respected():
     api = KubeApi(blocked={"pod-1"})
     uid = await put_pod(api)
     async with kubernetes(api) as actions:
-        assert await actions.stop(uid, WHY) is Outcome.LATER
+        assert await actions.signal(uid, "soon") is Outcome.DONE
+        for _ in range(3):
+            assert await actions.stop(uid, WHY) is Outcome.LATER
         api.blocked.clear()
         assert await actions.stop(uid, WHY) is Outcome.DONE
+    assert [event["message"] for event in api.events] == ["soon", WHY]  # each once
 
 
 async def test_a_pod_that_is_gone_is_over():

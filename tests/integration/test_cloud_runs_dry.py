@@ -119,7 +119,7 @@ async def test_an_org_that_runs_dry_is_told_and_then_its_job_is_cancelled_and_it
         assert job.statuses[-1][0::2] == ("cancelled", "QuotaExhausted")
         assert "ann@acme.example" in str(job.description)
         assert site.pod()["deletionTimestamp"]
-        assert "stopped now" in site.pod()["annotations"][REASON_ANNOTATION]
+        assert "So this was stopped; it can be submitted again" in site.pod()["annotations"][REASON_ANNOTATION]
 
 
 async def test_credits_that_come_in_time_leave_everything_running(valkey_url: str) -> None:

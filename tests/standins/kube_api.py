@@ -227,7 +227,10 @@ class KubeApi:
         return web.json_response(await self.put(self._key(request)[0], merged))
 
     async def _event(self, request: web.Request) -> web.Response:
-        self.events.append(await request.json())
+        event = await request.json()
+        if any(event["metadata"] == one["metadata"] for one in self.events):
+            return self._failure(409, "events already exists")
+        self.events.append(event)
         return web.json_response(self.events[-1], status=201)
 
     async def _evict(self, request: web.Request) -> web.Response:
