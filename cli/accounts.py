@@ -37,6 +37,9 @@ _AMOUNTS = ("granted", "expired", "spent", "held", "available", "overdraft", "bu
 @click.option("--reason", default="", help="For the journal.")
 @click.option("--effective-at", "effective_us", type=Time(), help="When it begins to count; else now.")
 @click.option("--expires-at", "expires_us", type=Time(), help="When what is left of it is gone; else never.")
+@click.option("--purpose", default="", help="What it is for; shown with the grant.")
+@click.option("--preset", "presets", multiple=True, help="Pays only for work on this preset. Repeat for several.")
+@click.option("--cluster", "clusters", multiple=True, help="Pays only for work in this cluster. Repeat for several.")
 @click.option("--idempotency-key", "key", help="Grants once, however often it is repeated; else made up and printed.")
 @json_option
 def grant(
@@ -46,6 +49,9 @@ def grant(
     reason: str,
     effective_us: int | None,
     expires_us: int | None,
+    purpose: str,
+    presets: tuple[str, ...],
+    clusters: tuple[str, ...],
     key: str | None,
     as_json: bool,
 ) -> None:
@@ -53,6 +59,7 @@ def grant(
     import secrets
 
     from ledger.errors import LedgerUnavailable
+    from ledger.refusal_text import only_text
     from ledger.shapes import grant_shape
 
     given = key or f"cli-{secrets.token_hex(8)}"
@@ -60,7 +67,7 @@ def grant(
     async def work(ledger: Ledger) -> dict[str, Any]:
         receipt = await ledger.accounts.grant(
             org, amount, key=given, who=who(), source=source, reason=reason,
-            effective_us=effective_us, expires_us=expires_us,
+            effective_us=effective_us, expires_us=expires_us, purpose=purpose, presets=presets, clusters=clusters,
         )  # fmt: skip
         balance = await ledger.accounts.balance(org)
         from ledger.money import format_micro
@@ -80,6 +87,8 @@ def grant(
     click.echo(
         f"{what}: {made['credits']} credits to {org} ({made['source']}{since}{until}); available {made['available']}"
     )
+    if made["only"]:
+        click.echo("pays only for " + only_text(made["only"]["presets"], made["only"]["clusters"]))
     click.echo(f"idempotency key: {given}")
 
 
@@ -114,13 +123,16 @@ def org() -> None:
 @click.argument("org")
 @click.option("--unlimited/--no-unlimited", default=None, help="Whether it may spend beyond what it was granted.")
 @click.option("--contact", help="Whom to write to.")
+@click.option("--credit-line", "credit_line", type=Credits(), help="How far below zero it may go; 0: not at all.")
 @json_option
-def org_set(org: str, unlimited: bool | None, contact: str | None, as_json: bool) -> None:
+def org_set(org: str, unlimited: bool | None, contact: str | None, credit_line: int | None, as_json: bool) -> None:
     """Create or edit an org; what is not given stays as it is."""
     from ledger.shapes import balance_shape
 
     async def work(ledger: Ledger) -> tuple[str, dict[str, Any]]:
-        done = await ledger.accounts.upsert(org, who=who(), unlimited=unlimited, contact=contact)
+        done = await ledger.accounts.upsert(
+            org, who=who(), unlimited=unlimited, contact=contact, credit_line_micro=credit_line
+        )
         after = await ledger.accounts.balance(org)
         return done, {**balance_shape(after), "contact": after.contact}
 

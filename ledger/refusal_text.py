@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from zoneinfo import ZoneInfo
@@ -10,17 +10,21 @@ from zoneinfo import ZoneInfo
 from ledger.budgets import Budget
 from ledger.clock import format_time, from_us
 from ledger.money import format_micro
+from ledger.scopes import Scope
 
 _PERIODS = {"day": "daily", "week": "weekly", "month": "monthly", "total": "total"}
 
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What else is known of an org: whom to ask, what it burns an hour, where credits are bought."""
+    """What else is known of an org: whom to ask, what it burns an hour, where credits are bought, how far below zero it
+    may go, and what it has left that is not for this work."""
 
     contact: str | None = None
     burn_micro: int = 0
     buy_url: str | None = None
+    credit_line_micro: int = 0
+    not_for_this: Sequence[tuple[Scope, int]] = ()
 
 
 UNKNOWN = Circumstances()
@@ -33,11 +37,32 @@ def credits_text(micro: int) -> str:
 
 def no_credits(org: str, left_micro: int, required_micro: int, about: Circumstances = UNKNOWN) -> str:
     """The org cannot pay."""
+    line = about.credit_line_micro
     left = f"has {credits_text(left_micro)} left" if left_micro > 0 else "has no credits left"
-    if left_micro < 0:
+    if line > 0:
+        if left_micro + line <= 0:
+            left = f"has used up its credits and its credit line of {credits_text(line)}"
+        elif left_micro > 0:
+            left += f" and a credit line of {credits_text(line)}"
+        else:
+            left = f"has {credits_text(left_micro + line)} of its credit line of {format_micro(line)} left"
+    elif left_micro < 0 and not about.not_for_this:
         left = f"is {credits_text(-left_micro)} short"
+    if about.not_for_this:
+        others = "; ".join(f"{credits_text(micro)} for {only_text(*scope)}" for scope, micro in about.not_for_this)
+        left += f" for this (what else is left is restricted: {others})"
     burn = f" and its running work uses {credits_text(about.burn_micro)} an hour" if about.burn_micro > 0 else ""
     return f"Org {org} {left}{burn}; this needs {credits_text(required_micro)} to start. {_who_helps(org, about)}"
+
+
+def only_text(presets: Sequence[str], clusters: Sequence[str]) -> str:
+    """What a restricted grant is for: `presets a, b in cluster c`."""
+    parts = [
+        f"{what}{'s' if len(names) > 1 else ''} {', '.join(names)}"
+        for what, names in (("preset", presets), ("cluster", clusters))
+        if names
+    ]
+    return " in ".join(parts) if presets else f"work in {parts[0]}"
 
 
 def budget_exhausted(
