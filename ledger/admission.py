@@ -5,22 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import msgspec
 
 from ledger import keys, refusal_text
 from ledger.accounts import Accounts, Balance
+from ledger.admission_request import AdmissionRequest as AdmissionRequest
+from ledger.admission_request import Terms as Terms
+from ledger.admit_calls import AdmitCalls
 from ledger.budget_store import BudgetStore
-from ledger.budgets import Budget
-from ledger.clock import Clock, format_time, now_us
+from ledger.clock import Clock, now_us
 from ledger.connect import Client
-from ledger.errors import LedgerUnavailable, UnknownOrg
-from ledger.hold_ids import new_hold_id
+from ledger.errors import UnknownOrg
 from ledger.lua import Scripts, common_keys, text
 from ledger.model import Code, RatePlan, RateTable
-from ledger.money import COST_DENOMINATOR, HOUR_US, MICRO_MAX, UNIT
+from ledger.money import COST_DENOMINATOR, HOUR_US, UNIT
 from ledger.pipelined import OnLate, Pipelined
 from ledger.rates_history import nano_of
 from ledger.rates_store import RatesStore
@@ -30,44 +29,6 @@ RATES_SECONDS = 2.0
 """How long rates are used before the ledger is asked whether they are still those."""
 RATES_SECONDS_MAX = 30.0
 """How old rates may be while they are read again beside the decisions; after a longer silence they are waited for."""
-BUDGETS_MAX = 10_000
-"""Orgs whose budgets are kept in memory."""
-STALE_MAX = 5
-
-
-class AdmissionRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Work that wants to start, `count` times over (an array, replicas): all of it or none.
-
-    `kind` is job or app; `preset` may be absent for an app that has a rate of its own. `replaces`: the hold that
-    the work has already (count None: as many as it has left). `owner`: id of the work it is a part of, whose
-    hold passes over. `hold_id`: that of the hold to make, so that a request can be repeated; "": a new one.
-    """
-
-    cluster: str
-    org: str
-    project: str = ""
-    user: str = ""
-    kind: str = "job"
-    preset: str | None = None
-    app: str | None = None
-    workload_id: str | None = None
-    max_runtime_us: int | None = None
-    count: int | None = 1
-    dry_run: bool = False
-    replaces: str | None = None
-    owner: str | None = None
-    hold_id: str = ""
-    bills_app: bool = True
-    """False where another workload carries the app's own rate (a pod of an app instance)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What is asked of work: credits for `hold_us`, or for its time limit if that is shorter."""
-
-    hold_us: int = 900_000_000
-    unknown_org: str = "deny"
-    buy_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +74,7 @@ class Admissions:
     ) -> None:
         """`clock` replaces the server's clock in tests."""
         self.pipelined = Pipelined(client)
+        self._calls = AdmitCalls(self.pipelined, scripts.admit, budgets, clock)
         self._scripts = scripts
         self._rates = rates
         self._budget_store = budgets
@@ -121,8 +83,6 @@ class Admissions:
         self._clock: Clock = clock or now_us
         self._plans: dict[str, tuple[float, RatePlan | None]] = {}
         self._asking: dict[str, asyncio.Task[RatePlan | None]] = {}
-        self._budgets: dict[str, tuple[str, tuple[Budget, ...]]] = {}
-        self._reading: dict[str, asyncio.Task[tuple[str, tuple[Budget, ...]]]] = {}
 
     async def admit(
         self, request: AdmissionRequest, terms: Terms | None = None, on_late: OnLate | None = None
@@ -138,31 +98,31 @@ class Admissions:
         if refusal is not None:
             return refusal
         amount = unit_micro(nano, request.max_runtime_us, terms.hold_us)
-        answer, budgets = await self._ask(request, terms, amount, now, on_late)
-        code, available, index, hold, expires, novelty, required, mode = [part.decode() for part in answer]
-        needed = int(required) if request.count is None else amount * request.count
-        if code == "ok":
-            left = int(available)
-            reason = refusal_text.admitted(needed, request.org, left if hold else None, request.count or 1)
+        (code, available, index, hold, expires, novelty, units, policy_mode), budgets = await self._calls.ask(
+            request, terms, amount, now, on_late
+        )
+        mode = policy_mode.decode()
+        needed = amount * (request.count or units)
+        if code == b"ok":
+            reason = refusal_text.admitted(needed, request.org, available if hold else None, request.count or 1)
             return Decision(
-                True, Code.OK, reason,
-                available_micro=left, required_micro=needed, hold_id=hold or None,
-                hold_expires_us=int(expires) if expires else None, policy_mode=mode, replayed=novelty == "replayed",
+                True, Code.OK, reason, None, available, needed, hold.decode() or None, expires or None, mode,
+                novelty == b"replayed",
             )  # fmt: skip
-        if code == "off":
+        if code == b"off":
             return Decision(True, Code.OK, "Credits are not checked for this org.", policy_mode=mode)
-        if code == "unknown_org":
+        if code == b"unknown_org":
             return Decision(
                 False, Code.UNKNOWN_ORG, refusal_text.unknown_org(request.org), "org", 0, needed, policy_mode=mode
             )
         about = await self._circumstances(request.org, terms)
-        if code == "budget_exhausted":
-            budget = budgets[int(index) - 1]
-            said = refusal_text.budget_exhausted(budget, now, int(available), needed, about, request.org)
+        if code == b"budget_exhausted":
+            budget = budgets[index - 1]
+            said = refusal_text.budget_exhausted(budget, now, available, needed, about, request.org)
             tier = "project" if budget.user is None else "user"
-            return Decision(False, Code.BUDGET_EXHAUSTED, said, tier, int(available), needed, policy_mode=mode)
-        said = refusal_text.no_credits(request.org, int(available), needed, about)
-        return Decision(False, Code.NO_CREDITS, said, "org", int(available), needed, policy_mode=mode)
+            return Decision(False, Code.BUDGET_EXHAUSTED, said, tier, available, needed, policy_mode=mode)
+        said = refusal_text.no_credits(request.org, available, needed, about)
+        return Decision(False, Code.NO_CREDITS, said, "org", available, needed, policy_mode=mode)
 
     async def quote(self, request: AdmissionRequest, terms: Terms | None = None) -> Quote:
         """The same question without a hold."""
@@ -239,65 +199,6 @@ class Admissions:
         )
         return 0, Decision(False, Code.UNPRICED, refusal_text.unpriced(request.cluster, what, name, known))
 
-    async def _ask(
-        self, request: AdmissionRequest, terms: Terms, amount: int, now: int, on_late: OnLate | None
-    ) -> tuple[Any, tuple[Budget, ...]]:
-        tiers = keys.tier_fields(request.project, request.user)
-        workload = f"{request.cluster}{keys.US}{request.workload_id}" if request.workload_id else ""
-        expires = now + terms.hold_us
-        hold = request.hold_id or new_hold_id(request.org)
-        units = "" if request.count is None else str(request.count)
-        # More than can be counted is more than anyone has; the script sees that it is.
-        sent = str(min(amount, MICRO_MAX + 1))
-        record = _RECORD.encode(
-            {
-                "amount": sent, "left": units or "1", "tiers": tiers, "workload": workload or None,
-                "expires_us": str(expires), "limit_us": request.max_runtime_us, "cluster": request.cluster,
-                "project": request.project, "user": request.user, "preset": request.preset, "app": request.app,
-                "kind": request.kind, "at": format_time(now),
-            }
-        )  # fmt: skip
-        script_keys = _script_keys(request.org)
-        given = str(self._given_clock()) if self._given_clock else ""
-        for _ in range(STALE_MAX):
-            revision, all_budgets = await self._budgets_of(request.org)
-            budgets = tuple(b for b in all_budgets if b.covers(request.project, request.user))
-            packed = _PACK.encode(
-                {
-                    "hold": hold, "record": record.decode(), "workload": workload, "replaces": request.replaces or "",
-                    "owner": f"{request.cluster}{keys.US}{request.owner}" if request.owner else "",
-                    "amount": sent, "units": units, "expires_us": str(expires), "tiers": tiers,
-                    "budgets": [
-                        (b.field_at(now), str(b.limit_micro), "2" if b.user is None else "3") for b in budgets
-                    ],
-                    "budget_rev": revision, "unknown_org": terms.unknown_org,
-                    "dry_run": "1" if request.dry_run else "",
-                }
-            )  # fmt: skip
-            answer = await self.pipelined.call(self._scripts.admit, script_keys, [packed, given], on_late)
-            if answer[0] != b"stale":
-                return answer, budgets
-            self._budgets.pop(request.org, None)
-        raise LedgerUnavailable(f"the budgets of org {request.org!r} change all the time; a retry is safe")
-
-    async def _budgets_of(self, org: str) -> tuple[str, tuple[Budget, ...]]:
-        known = self._budgets.get(org)
-        if known is None:
-            if len(self._budgets) >= BUDGETS_MAX:
-                self._budgets.clear()
-            # Many may wait for the same answer: it is asked for once.
-            task = self._reading.get(org)
-            if task is None:
-                task = self._reading[org] = asyncio.create_task(self._budget_store.read(org))
-                task.add_done_callback(lambda done: self._budgets_read(org, done))
-            known = await asyncio.shield(task)
-        return known
-
-    def _budgets_read(self, org: str, task: asyncio.Task[tuple[str, tuple[Budget, ...]]]) -> None:
-        self._reading.pop(org, None)
-        if not task.cancelled() and task.exception() is None:
-            self._budgets[org] = task.result()
-
     async def _circumstances(self, org: str, terms: Terms) -> Circumstances:
         given = str(self._given_clock()) if self._given_clock else ""
         answer = await self.pipelined.call(self._scripts.balance, common_keys(keys.of_org(org)), [given])
@@ -323,20 +224,12 @@ class Admissions:
 
 
 _TERMS = Terms()
-_RECORD = msgspec.json.Encoder()
-_PACK = msgspec.msgpack.Encoder()
 
 
 def unit_micro(nano: int, max_runtime_us: int | None, hold_us: int) -> int:
     """Micro-credits one unit needs to start at `nano` credits an hour, rounded up."""
     us = hold_us if max_runtime_us is None else min(max_runtime_us, hold_us)
     return -(-nano * UNIT * us // COST_DENOMINATOR)
-
-
-@lru_cache(maxsize=4096)
-def _script_keys(org: str) -> tuple[str, ...]:
-    names = keys.of_org(org)
-    return (*common_keys(names), names.budget_spent)
 
 
 def _nano(table: RateTable, request: AdmissionRequest) -> int | None:

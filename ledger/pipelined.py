@@ -1,13 +1,14 @@
 """Script calls that many tasks make at about the same time, sent to the server together.
 
-One awaited round trip a call is what limits an enforcer; calls that share a pipeline cost a fraction of it.
+One awaited round trip a call is what limits an enforcer; calls that share a pipeline cost a fraction of it, and those
+of a script that takes many requests at once share even the call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hiredis import pack_command
@@ -19,7 +20,7 @@ from ledger.connect import Client, again
 from ledger.lua import Script
 
 BATCH_MAX = 256
-"""Calls that share a pipeline at most, so that no one waits for too many others."""
+"""Calls that share a pipeline at most, so that no one waits for too many others. Scripts that take many rely on it."""
 FLIGHTS_MAX = 1
 """Pipelines under way at once. With more, each would carry less, and what a pipeline costs by itself weighs more."""
 FLIGHT_SECONDS = 5.0
@@ -30,22 +31,56 @@ OnLate = Callable[[Any], None]
 
 
 class _Call:
-    __slots__ = ("answer", "arguments", "in_full", "names", "on_late", "script")
+    __slots__ = ("answer", "arguments", "names", "on_late", "request", "script")
 
     def __init__(
-        self, script: Script, names: Sequence[str], arguments: Sequence[Any], on_late: OnLate | None, in_full: bool
+        self,
+        script: Script,
+        names: tuple[str, ...],
+        arguments: tuple[Any, ...],
+        request: bytes | None,
+        on_late: OnLate | None,
     ) -> None:
         self.script = script
         self.names = names
         self.arguments = arguments
+        self.request = request
         self.on_late = on_late
-        self.in_full = in_full
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def command(self, in_full: bool) -> tuple[Any, ...]:
+    def settle(self, answer: Any) -> None:
+        if self.answer.done():
+            if self.on_late is not None and not isinstance(answer, Exception):
+                self.on_late(answer)
+        elif isinstance(answer, Exception):
+            self.answer.set_exception(answer)
+        else:
+            self.answer.set_result(answer)
+
+
+class _Command:
+    """What is sent for one call, or for several that differ in their requests only."""
+
+    __slots__ = ("calls", "in_full")
+
+    def __init__(self, calls: list[_Call], in_full: bool = False) -> None:
+        self.calls = calls
+        self.in_full = in_full
+
+    def words(self) -> tuple[Any, ...]:
         """With the script's text, after which the server has it, or by its digest."""
-        first = ("EVAL", self.script.text) if in_full else ("EVALSHA", self.script.digest)
-        return (*first, len(self.names), *self.names, *self.arguments)
+        call = self.calls[0]
+        first = ("EVAL", call.script.text) if self.in_full else ("EVALSHA", call.script.digest)
+        requests = [each.request for each in self.calls] if call.request is not None else ()
+        return (*first, len(call.names), *call.names, *call.arguments, *requests)
+
+    def settle(self, answer: Any) -> None:
+        if self.calls[0].request is None or isinstance(answer, Exception):
+            for call in self.calls:
+                call.settle(answer)
+        else:
+            for call, part in zip(self.calls, answer, strict=True):
+                call.settle(part)
 
 
 class Pipelined:
@@ -55,6 +90,7 @@ class Pipelined:
         self._client = client
         self._waiting: list[_Call] = []
         self._flights: set[asyncio.Task[None]] = set()
+        self._flying = 0
         self._is_due = False
         self._idle: list[Any] = []  # connections that are kept; the pool closes them with the client
 
@@ -65,92 +101,83 @@ class Pipelined:
 
         Raises: LedgerUnavailable. When cancelled, the answer, if one comes, goes to `on_late`.
         """
-        return await again(lambda: self._once(script, names, arguments, on_late))
+        return await again(lambda: self._queue(_Call(script, tuple(names), tuple(arguments), None, on_late)))
 
-    async def _once(
+    async def among(
         self,
         script: Script,
-        names: Sequence[str],
-        arguments: Sequence[Any],
-        on_late: OnLate | None,
-        in_full: bool = False,
+        names: tuple[str, ...],
+        arguments: tuple[Any, ...],
+        request: bytes,
+        on_late: OnLate | None = None,
     ) -> Any:
-        call = _Call(script, names, arguments, on_late, in_full)
+        """As `call`, of a script that takes any number of requests after its arguments and answers them in a list."""
+        return await again(lambda: self._queue(_Call(script, names, arguments, request, on_late)))
+
+    def _queue(self, call: _Call) -> asyncio.Future[Any]:
         self._waiting.append(call)
-        if not self._is_due and len(self._flights) < FLIGHTS_MAX:
-            self._is_due = True
-            asyncio.get_running_loop().call_soon(self._take_off)
-        try:
-            return await call.answer
-        except NoScriptError:
-            return await self._once(script, names, arguments, on_late, in_full=True)
+        if not self._is_due and self._flying < FLIGHTS_MAX:
+            self._is_due = True  # it takes off in the loop's next turn, with all that were called in this one
+            self._flying += 1
+            flight = asyncio.get_running_loop().create_task(self._fly())
+            self._flights.add(flight)
+            flight.add_done_callback(self._flights.discard)
+        return call.answer
 
-    def _take_off(self) -> None:
+    async def _fly(self) -> None:
+        """One pipeline after the other, as long as there are calls."""
         self._is_due = False
-        while self._waiting and len(self._flights) < FLIGHTS_MAX:
-            batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
-            batch = [call for call in batch if not call.answer.done()]
-            if batch:
-                flight = asyncio.get_running_loop().create_task(self._fly(batch))
-                self._flights.add(flight)
-                flight.add_done_callback(self._landed)
+        try:
+            while self._waiting:
+                calls, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+                await self._carry([call for call in calls if not call.answer.done()])
+        finally:
+            self._flying -= 1
 
-    def _landed(self, flight: asyncio.Task[None]) -> None:
-        self._flights.discard(flight)
-        self._take_off()
-
-    async def _fly(self, batch: list[_Call]) -> None:
+    async def _carry(self, calls: list[_Call]) -> None:
         try:
             async with asyncio.timeout(FLIGHT_SECONDS):
-                answers = await self._exchange(batch)
+                await self._settle(_together(calls))
         except TimeoutError:
-            self._fail(batch, RedisTimeoutError(f"no answer within {FLIGHT_SECONDS:g} s"))
-            return
+            _fail(calls, RedisTimeoutError(f"no answer within {FLIGHT_SECONDS:g} s"))
         except asyncio.CancelledError:
-            for call in batch:
+            for call in calls:
                 call.answer.cancel()
             raise
         except Exception as error:
-            self._fail(batch, error)
+            _fail(calls, error)
+
+    async def _settle(self, commands: list[_Command]) -> None:
+        if not commands:
             return
-        for call, answer in zip(batch, answers, strict=True):
-            if call.answer.done():
-                if call.on_late is not None and not isinstance(answer, Exception):
-                    call.on_late(answer)
-            elif isinstance(answer, Exception):
-                call.answer.set_exception(answer)
+        repeated: list[_Command] = []
+        for command, answer in zip(commands, await self._exchange(commands), strict=True):
+            if isinstance(answer, NoScriptError):
+                repeated.append(_Command(command.calls, in_full=True))
+            elif isinstance(answer, ResponseError) and len(command.calls) > 1:
+                # What one of them met is no reason to fail the others.
+                repeated.extend(_Command([call]) for call in command.calls)
             else:
-                call.answer.set_result(answer)
+                command.settle(answer)
+        await self._settle(repeated)
 
-    @staticmethod
-    def _fail(batch: list[_Call], error: Exception) -> None:
-        for call in batch:
-            if not call.answer.done():
-                call.answer.set_exception(error)
-
-    async def _exchange(self, batch: list[_Call]) -> list[Any]:
+    async def _exchange(self, commands: list[_Command]) -> list[Any]:
         if not isinstance(self._client, Redis):  # a cluster: its pipeline knows which node has which key
             pipe: Any = self._client.pipeline()
-            for call in batch:
-                pipe.execute_command(*call.command(call.in_full))
+            for command in commands:
+                pipe.execute_command(*command.words())
             clustered: list[Any] = await pipe.execute(raise_on_error=False)
             return clustered
         # Redis' own pipeline, packing and pool cost several times as much a command as the connection under them.
-        packed = []
-        sent: set[Script] = set()
-        for call in batch:
-            in_full = call.in_full and call.script not in sent  # those after it find it there
-            if in_full:
-                sent.add(call.script)
-            packed.append(pack_command(call.command(in_full)))
         pool: Any = self._client.connection_pool
         connection = self._idle.pop() if self._idle else await pool.get_connection()
         try:
-            await connection.send_packed_command(b"".join(packed), False)
+            packed = b"".join([pack_command(command.words()) for command in commands])
+            await connection.send_packed_command(packed, False)
             answers: list[Any] = []
-            for _ in batch:
+            for _ in commands:
                 try:
-                    # One time limit for all of them: see _fly.
+                    # One time limit for all of them: see _carry.
                     answers.append(await connection.read_response(timeout=math.inf))
                 except ResponseError as error:
                     answers.append(error)
@@ -161,3 +188,26 @@ class Pipelined:
             raise
         self._idle.append(connection)
         return answers
+
+
+def _together(calls: Iterable[_Call]) -> list[_Command]:
+    """Calls of the same script on the same keys as one command, where the script takes many."""
+    commands: list[_Command] = []
+    known: dict[tuple[Any, ...], _Command] = {}
+    for call in calls:
+        if call.request is None:
+            commands.append(_Command([call]))
+            continue
+        kind = (call.script.name, call.names, call.arguments)
+        command = known.get(kind)
+        if command is None:
+            command = known[kind] = _Command([call])
+            commands.append(command)
+        else:
+            command.calls.append(call)
+    return commands
+
+
+def _fail(calls: list[_Call], error: Exception) -> None:
+    for call in calls:
+        call.settle(error)

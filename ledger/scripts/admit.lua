@@ -1,120 +1,210 @@
 -- uses _common
--- Decide over org, project and user budgets at once and set the credits aside, in one step.
+-- Decide over org, project and user budgets at once and set the credits aside, in one step; for several requests to
+-- one org, as if each had come by itself, one after the other.
 --
 -- KEYS    the eight of _common, 9 budgetspent
--- ARGV    1 request (msgpack map):
---           hold        id of the hold to make
+-- ARGV    1 now_us or ''
+--         2... one request each (msgpack list; a name that is missing is '', amounts below 2^53 + 2):
+--           id          of the hold to make
 --           record      JSON of the hold as it is to be stored
 --           workload    cluster US workload id, or '' when not known yet
 --           replaces    id of the hold the work has already, or ''; the new one takes its place and its id
 --           owner       cluster US id of what the work is a part of, or ''; units of its hold pass to this one
---           amount      micro-credits of one unit (string)
---           units       how many (string); '' as many as the replaced hold has left
---           expires_us  when the hold expires (string)
---           tiers       fields of `held` and `running`: org, project, user
---           budgets     list of {field of budgetspent, limit_micro, index into tiers}
+--           amount      micro-credits of one unit
+--           units       how many; 0: as many as the replaced hold has left
+--           expires_us  when the hold expires
+--           project, user  its tiers beside the org: fields of `held` and `running`
+--           budgets     JSON list of {field of budgetspent, limit_micro, tier}, or ''
 --           budget_rev  revision of the budgets the request was made from
 --           unknown_org 'deny' or 'allow'
---           dry_run     '1': decide only
---         2 now_us or ''
--- Returns {code, available_micro, index of the budget that ran out or '0', hold id, expires_us,
---          'new'|'replayed'|'', required, mode of the org's own policy or ''}
+--           dry_run     true: decide only
+-- Returns a list for each request, in their order:
+--         {code, available_micro, index of the budget that ran out or 0, hold id, expires_us,
+--          'new'|'replayed'|'', units, mode of the org's own policy or ''}
 --   code 'ok', 'no_credits', 'budget_exhausted', 'unknown_org', 'off' (the org's own mode),
 --   or 'stale' (budgets changed meanwhile: read again)
 -- available_micro is the budget's where a budget ran out, and is what there is after a hold was made.
 -- A repeated request for the same workload and amount answers with the hold it has; another amount replaces it.
 local MICRO_MAX = 9007199254740991
-local request = cmsgpack.unpack(ARGV[1])
-local now = clock(ARGV[2])
-local known = redis.call('HMGET', KEYS[1], 'known', 'unlimited', 'budget_rev', 'policy')
-local mode = ''
-if known[4] and known[4] ~= '' then
-  local policy = cjson.decode(known[4])
-  mode = type(policy) == 'table' and type(policy.mode) == 'string' and policy.mode or ''
+local ORG = ''
+local now = clock(ARGV[1])
+local known, unlimited, revision, policy = unpack(
+  redis.call('HMGET', KEYS[1], 'known', 'unlimited', 'budget_rev', 'policy'))
+policy = policy and policy ~= '' and cjson.decode(policy)
+local mode = type(policy) == 'table' and type(policy.mode) == 'string' and policy.mode or ''
+
+-- Read once for all requests, and as it is stored: what the requests themselves change is beside it until it is
+-- written, all at once. `false` stands for what is not there.
+local sums, records, hold_of
+local made, expiries, named, added
+
+local function forget_read()
+  sums, records, hold_of = {[KEYS[6]] = {}, [KEYS[7]] = {}, [KEYS[9]] = {}}, {}, {}
 end
-if mode == 'off' then
-  return {'off', '0', '0', '', '', '', '0', mode}
+
+local function write()
+  if made and #made > 0 then
+    redis.call('HSET', KEYS[3], unpack(made))
+    redis.call('ZADD', KEYS[4], unpack(expiries))
+    if #named > 0 then redis.call('HSET', KEYS[5], unpack(named)) end
+    for tier, change in pairs(added) do redis.call('HINCRBY', KEYS[6], tier, text(change)) end
+  end
+  made, expiries, named, added = {}, {}, {}, {}
+  forget_read()
 end
-if not known[1] and request.unknown_org ~= 'allow' then
-  return {'unknown_org', '0', '0', '', '', '', '0', mode}
+
+local function sum(key, field)
+  local amount = sums[key][field]
+  if not amount then
+    amount = micro(key, field)
+    sums[key][field] = amount
+  end
+  return amount
 end
-if (known[3] or '0') ~= request.budget_rev then
-  return {'stale', '0', '0', '', '', '', '0', mode}
+
+-- What is set aside at a tier: in holds and for running work.
+local function aside(tier)
+  return sum(KEYS[6], tier) + (added[tier] or 0) + sum(KEYS[7], tier)
 end
-expire_holds(now)
+
+local function read_record(id)
+  if records[id] == nil then records[id] = redis.call('HGET', KEYS[3], id) end
+  return records[id]
+end
 
 local function read_hold(id)
-  local packed = id and redis.call('HGET', KEYS[3], id)
-  local hold = packed and cjson.decode(packed)
-  if hold then hold.id = id end
-  return hold
+  local record = id and read_record(id)
+  if not record then return nil end
+  local hold = cjson.decode(record)
+  return {id = id, amount = tonumber(hold.amount), left = tonumber(hold.left), project = hold.tiers[2],
+    user = hold.tiers[3], expires_us = tonumber(hold.expires_us)}
 end
 
-local name = request.hold
-local present = nil  -- the hold this very work has: it is replaced, so it counts as free
-if request.replaces ~= '' then
-  present = read_hold(request.replaces)
-  name = present and present.id or name
+local function hold_of_workload(workload)
+  if workload == '' then return nil end
+  if hold_of[workload] == nil then hold_of[workload] = redis.call('HGET', KEYS[5], workload) end
+  return read_hold(hold_of[workload])
 end
-if not present and request.workload ~= '' then
-  present = read_hold(redis.call('HGET', KEYS[5], request.workload))
-end
-local units = tonumber(request.units) or (present and tonumber(present.left)) or 1
-local required = tonumber(request.amount) * units
-local own = present and tonumber(present.amount) * tonumber(present.left) or 0
 
-local granted, expired, spent = funds(now)
-local available = granted - expired - spent - micro(KEYS[6], '') - micro(KEYS[7], '')
-if read_hold(request.hold) then  -- the answer to this very request was lost on its way
-  return {'ok', text(available), '0', request.hold, request.expires_us, 'replayed', text(required), mode}
+local function drop(hold, units)
+  write()
+  drop_hold(hold.id, units)
 end
-if present and own == required and present.tiers[2] == request.tiers[2] and present.tiers[3] == request.tiers[3] then
-  return {'ok', text(available), '0', present.id, present.expires_us, 'replayed', text(required), mode}
-end
-local owner, passing = nil, 0
-if not present and request.owner ~= '' then
-  owner = read_hold(redis.call('HGET', KEYS[5], request.owner))
-  passing = owner and math.min(units, tonumber(owner.left)) or 0
-  own = owner and tonumber(owner.amount) * passing or 0
-end
-local free_in = present or owner
 
--- Work that costs nothing is never refused for want of credits.
-if required > 0 then
-  -- Nobody has an unknown org's or an unlimited org's balance to look at; sums stay countable all the same.
-  local countable = micro(KEYS[6], '') + required <= MICRO_MAX
-  if not countable or (known[1] and known[2] ~= '1' and available + own < required) then
-    return {'no_credits', text(available + own), '0', '', '', '', text(required), mode}
+local function make(id, record, workload, expires_us, required, project, user)
+  made[#made + 1] = id
+  made[#made + 1] = record
+  expiries[#expiries + 1] = text(math.floor(expires_us / 1000))
+  expiries[#expiries + 1] = id
+  records[id] = record
+  if workload ~= '' then
+    named[#named + 1] = workload
+    named[#named + 1] = id
+    hold_of[workload] = id
   end
-  for index, budget in ipairs(request.budgets) do
-    local tier = request.tiers[tonumber(budget[3])]
-    local mine = (free_in and (free_in.tiers[2] == tier or free_in.tiers[3] == tier)) and own or 0
-    local left = tonumber(budget[2]) - micro(KEYS[9], budget[1]) - micro(KEYS[6], tier) - micro(KEYS[7], tier) + mine
-    if left < required then
-      return {'budget_exhausted', text(left), tostring(index), '', '', '', text(required), mode}
+  added[ORG] = (added[ORG] or 0) + required
+  added[project] = (added[project] or 0) + required
+  added[user] = (added[user] or 0) + required
+end
+
+local budget_lists = {}
+local function budgets_in(packed)
+  local list = budget_lists[packed]
+  if not list then
+    list = packed ~= '' and cjson.decode(packed) or {}
+    budget_lists[packed] = list
+  end
+  return list
+end
+
+local granted, expired, spent
+
+-- What the org has left for new work.
+local function org_has()
+  return granted - expired - spent - aside(ORG)
+end
+
+local function decide(request)
+  local id, record, workload, replaces, owner_workload, amount, units, expires_us, project, user, budgets, budget_rev,
+    unknown_org, dry_run = unpack(request)
+  local function refusal(code, available, index)
+    return {code, available or 0, index or 0, '', 0, '', units, mode}
+  end
+  if not known and unknown_org ~= 'allow' then return refusal('unknown_org') end
+  if (revision or '0') ~= budget_rev then return refusal('stale') end
+
+  local name = id
+  local present = nil  -- the hold this very work has: it is replaced, so it counts as free
+  if replaces ~= '' then
+    present = read_hold(replaces)
+    name = present and replaces or id
+  end
+  present = present or hold_of_workload(workload)
+  local is_kept = units == 0
+  if is_kept then units = present and present.left or 1 end
+  local required = amount * units
+  local own = present and present.amount * present.left or 0
+  local function admission(available, hold, expiry, novelty)
+    return {'ok', available, 0, hold, expiry, novelty, units, mode}
+  end
+  if read_record(id) then  -- the answer to this very request was lost on its way
+    return admission(org_has(), id, expires_us, 'replayed')
+  end
+  if present and own == required and present.project == project and present.user == user then
+    return admission(org_has(), present.id, present.expires_us, 'replayed')
+  end
+  local owner, passing = nil, 0
+  if not present then
+    owner = hold_of_workload(owner_workload)
+    passing = owner and math.min(units, owner.left) or 0
+    own = owner and owner.amount * passing or 0
+  end
+  local free_in = present or owner
+  local available = org_has() + own
+
+  -- Work that costs nothing is never refused for want of credits.
+  if required > 0 then
+    -- Nobody has an unknown org's or an unlimited org's balance to look at; sums stay countable all the same.
+    local countable = sum(KEYS[6], ORG) + (added[ORG] or 0) + required <= MICRO_MAX
+    if not countable or (known and unlimited ~= '1' and available < required) then
+      return refusal('no_credits', available)
+    end
+    for index, budget in ipairs(budgets_in(budgets)) do
+      local field, limit, tier = unpack(budget)
+      local mine = (free_in and (free_in.project == tier or free_in.user == tier)) and own or 0
+      local left = limit - sum(KEYS[9], field) - aside(tier) + mine
+      if left < required then return refusal('budget_exhausted', left, index) end
     end
   end
+  if dry_run then return admission(available, '', 0, '') end
+  if present then
+    drop(present, nil)
+  elseif passing > 0 then
+    drop(owner, passing)
+  end
+  if is_kept then
+    local hold = cjson.decode(record)
+    hold.left = text(units)
+    record = cjson.encode(hold)
+  end
+  make(name, record, workload, expires_us, required, project, user)
+  return admission(available - required, name, expires_us, 'new')
 end
-if request.dry_run == '1' then
-  return {'ok', text(available + own), '0', '', '', '', text(required), mode}
+
+local requests, ids = {}, {}
+for i = 2, #ARGV do
+  requests[i - 1] = cmsgpack.unpack(ARGV[i])
+  ids[i - 1] = requests[i - 1][1]
 end
-if present then
-  drop_hold(present.id, nil)
-elseif passing > 0 then
-  drop_hold(owner.id, passing)
+local answers = {}
+if mode == 'off' then
+  for i = 1, #requests do answers[i] = {'off', 0, 0, '', 0, '', 0, mode} end
+  return answers
 end
-local record = request.record
-if request.units == '' then
-  local hold = cjson.decode(record)
-  hold.left = text(units)
-  record = cjson.encode(hold)
-end
-redis.call('HSET', KEYS[3], name, record)
-redis.call('ZADD', KEYS[4], text(math.floor(tonumber(request.expires_us) / 1000)), name)
-if request.workload ~= '' then
-  redis.call('HSET', KEYS[5], request.workload, name)
-end
-for _, tier in ipairs(request.tiers) do
-  redis.call('HINCRBY', KEYS[6], tier, text(required))
-end
-return {'ok', text(available + own - required), '0', name, request.expires_us, 'new', text(required), mode}
+write()
+expire_holds(now)
+granted, expired, spent = funds(now)
+for i, record in ipairs(redis.call('HMGET', KEYS[3], unpack(ids))) do records[ids[i]] = record end
+for i = 1, #requests do answers[i] = decide(requests[i]) end
+write()
+return answers

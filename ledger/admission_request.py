@@ -1,0 +1,42 @@
+"""What is asked of admission, and the terms on which it is answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+
+class AdmissionRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Work that wants to start, `count` times over (an array, replicas): all of it or none.
+
+    `kind` is job or app; `preset` may be absent for an app that has a rate of its own. `replaces`: the hold that
+    the work has already (count None: as many as it has left). `owner`: id of the work it is a part of, whose
+    hold passes over. `hold_id`: that of the hold to make, so that a request can be repeated; "": a new one.
+    """
+
+    cluster: str
+    org: str
+    project: str = ""
+    user: str = ""
+    kind: str = "job"
+    preset: str | None = None
+    app: str | None = None
+    workload_id: str | None = None
+    max_runtime_us: int | None = None
+    count: int | None = 1
+    dry_run: bool = False
+    replaces: str | None = None
+    owner: str | None = None
+    hold_id: str = ""
+    bills_app: bool = True
+    """False where another workload carries the app's own rate (a pod of an app instance)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What is asked of work: credits for `hold_us`, or for its time limit if that is shorter."""
+
+    hold_us: int = 900_000_000
+    unknown_org: str = "deny"
+    buy_url: str | None = None
