@@ -9,7 +9,19 @@ from aiohttp import web
 
 from api import shapes
 from api.routes import Operation, Route
-from api.types import AskedCredits, AskedLimit, AskedTime, IdempotencyKey, Name, Page, Paging, Period, Weekday, Zone, said
+from api.types import (
+    AskedCredits,
+    AskedLimit,
+    AskedTime,
+    IdempotencyKey,
+    Name,
+    Page,
+    Paging,
+    Period,
+    Weekday,
+    Zone,
+    said,
+)
 from enforcer.access import ADMIN, OWNER, SEE, token_of
 from enforcer.bodies import amount, answer, paging, read_json, required_name, time
 from enforcer.problems import Problem
@@ -128,8 +140,12 @@ class OrgsApi:
         if mode is not None and mode not in MODES:
             raise Problem(422, "invalid", f"policy.mode: {mode!r:.40} is none of {', '.join(MODES)}")
         done = await self._ledger.accounts.upsert(
-            org, who=token_of(request).who, unlimited=body.unlimited, contact=body.contact, policy=body.policy,
-            credit_line_micro=None if body.credit_line is None else limit("credit_line", body.credit_line),
+            org,
+            who=token_of(request).who,
+            unlimited=body.unlimited,
+            contact=body.contact,
+            policy=body.policy,
+            credit_line_micro=None if body.credit_line is None else amount("credit_line", body.credit_line),
         )
         after = await self._ledger.accounts.balance(org)
         shape = {**balance_shape(after), "contact": after.contact or None, "policy": dict(after.policy)}
@@ -150,7 +166,9 @@ class OrgsApi:
         body = await read_json(request, GrantBody)
         only = body.only or OnlyBody()
         if body.only is not None and not (only.presets or only.clusters):
-            raise Problem(422, "invalid", "only: name a preset or a cluster, or leave it out: then it pays for any work.")
+            raise Problem(
+                422, "invalid", "only: name a preset or a cluster, or leave it out: then it pays for any work."
+            )
         receipt = await self._ledger.accounts.grant(
             org, amount("credits", body.credits), key=key, who=token_of(request).who, source=body.source,
             reason=body.reason[:1000], effective_us=time("effective_at", body.effective_at),
