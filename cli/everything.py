@@ -106,13 +106,17 @@ async def run_everything(given: Settings, stop: asyncio.Event) -> None:
 @asynccontextmanager
 async def enforcing(given: Settings) -> AsyncIterator[str]:
     """The enforcer, serving; gives its URL. Raises: CannotServe and what concerns the ledger."""
+    from cli.console import console_beside
     from cli.payments import taking_payments
     from enforcer.app import enforcing as serve
+    from enforcer.failures import Failures
 
+    failures = Failures()
     async with AsyncExitStack() as stack:
         try:
             payments = await stack.enter_async_context(taking_payments(given))
-            url = await stack.enter_async_context(serve(given, None, payments))
+            console = await stack.enter_async_context(console_beside(given, failures))
+            url = await stack.enter_async_context(serve(given, None, payments, console=console, failures=failures))
         except InvalidRequest as e:
             raise CannotServe(f"{e}; stop what listens there, or change the section enforcer of {given.path}") from e
         yield url
@@ -172,8 +176,9 @@ def _what_next(given: Settings, exporter_url: str, enforcer_url: str, token: Pat
 Apolo Credits is up: {sources}, asked every {given.metering.interval_seconds:g} s; the ledger is in {where}.
 
   metrics   {exporter_url}/metrics
+  console   {enforcer_url}/console
   API       {enforcer_url}/v1
-  token     {token} (admin)
+  token     {token} (admin; to sign in with, too)
 
 Try next, in another terminal:
 

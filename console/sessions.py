@@ -150,6 +150,17 @@ class Sessions:
             self._cookie(request), path="/", secure=self.is_secure(request), httponly=True, samesite="Lax"
         )
 
+    def keep(self, request: web.Request, response: web.StreamResponse, name: str, value: str, *, seconds: int) -> None:
+        """Has the browser keep something for a while, beside the session; "" for 0 seconds has it forget."""
+        response.set_cookie(
+            f"{self._cookie(request)}-{name}", value, max_age=seconds, path="/", secure=self.is_secure(request),
+            httponly=True, samesite="Lax",
+        )  # fmt: skip
+
+    def kept(self, request: web.Request, name: str) -> str:
+        """What the browser kept, "" where there is nothing."""
+        return request.cookies.get(f"{self._cookie(request)}-{name}", "")
+
     def _cookie(self, request: web.Request) -> str:
         return SECURE_COOKIE if self.is_secure(request) else PLAIN_COOKIE
 

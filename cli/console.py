@@ -1,0 +1,73 @@
+"""Puts the console beside the enforcer: its pages behind the enforcer's guard, its sessions in the ledger."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from config.settings import Settings
+    from console.oidc import Provider
+    from enforcer.access import ConsoleSide
+    from enforcer.app import MakeConsole
+    from enforcer.failures import Failures
+    from ledger.store import Ledger
+
+log = logging.getLogger("console")
+
+
+@asynccontextmanager
+async def console_beside(given: Settings, failures: Failures) -> AsyncIterator[MakeConsole]:
+    """What makes the console of an enforcer's ledger. `failures`: the enforcer's, for the same addresses sign in."""
+
+    async with AsyncExitStack() as stack:
+        provider = await stack.enter_async_context(_provider(given))
+
+        def make(ledger: Ledger) -> ConsoleSide:
+            return console_side(ledger, given, failures, provider)
+
+        yield make
+
+
+def console_side(ledger: Ledger, given: Settings, failures: Failures, provider: Provider | None) -> ConsoleSide:
+    """All pages of the console, as the enforcer serves them."""
+    from console.oidc_sign_in import OidcSignIn
+    from console.pages import Pages
+    from console.sessions import Sessions
+    from console.sign_in import Door, SignIn
+    from enforcer.access import ConsoleSide, Route, token_of
+    from ledger.sessions import SessionStore
+
+    async def audit(what: str, who: str, address: str | None) -> None:
+        log.info("%s: %s, from %s", what, who, address)
+
+    settings = given.console
+    store = SessionStore(ledger.client, settings.session_hours * 3600, settings.idle_minutes * 60, ledger.clock)
+    sessions = Sessions(store, settings)
+    pages = Pages(sessions, token_of)
+    button = None if settings.oidc is None else settings.oidc.button
+    door = Door(pages, sessions, ledger.tokens, failures, audit, button)
+    calls = [*pages.calls(), *SignIn(door).calls()]
+    if provider is not None:
+        calls += OidcSignIn(door, provider).calls()
+    return ConsoleSide(sessions.identify, pages.error_page, [Route(*call) for call in calls])
+
+
+@asynccontextmanager
+async def _provider(given: Settings) -> AsyncIterator[Provider | None]:
+    if given.console.oidc is None:
+        yield None
+        return
+
+    import aiohttp
+
+    from console.oidc import Provider
+    from console.oidc_sign_in import CALLBACK
+    from ledger.clock import now_us
+
+    assert given.console.public_url is not None, "the settings refuse a provider without it"
+    async with aiohttp.ClientSession() as http:
+        back = given.console.public_url.rstrip("/") + CALLBACK
+        yield Provider(given.console.oidc, http, now_us, back)
