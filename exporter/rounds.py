@@ -382,5 +382,9 @@ class Rounds:
         self._too_late = self.meter.too_late
         for reason, count in counts.items():
             if count > 0:
-                log.warning("Source %s: workloads to look at, counted as %s: %d.", self.meter.source, reason, count)
+                some = ", ".join(snapshot.examples.get(reason, ()))
+                named = f" (of {snapshot.unbillable.get(reason, count)} now: {some})" if some else ""
+                log.warning(
+                    "Source %s: workloads to look at, counted as %s: %d%s.", self.meter.source, reason, count, named
+                )
         await self.ledger.charging.count_unbillable(self.meter.source, counts)

@@ -6,7 +6,7 @@ durations of microseconds (`*_us`, instants since 1970 in UTC); intervals are ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -58,7 +58,7 @@ class Snapshot:
     """What a source saw at `taken_us`, the clock up to which its workloads are charged.
 
     `complete`: a running workload that is not listed has ended. `unbillable` counts records that could not
-    be used, by reason. `pending_holds` are holds whose jobs wait in the scheduler's queue.
+    be used, by reason; `examples` names some of them. `pending_holds` are holds whose jobs wait in the queue.
     """
 
     source: str
@@ -68,6 +68,7 @@ class Snapshot:
     complete: bool = True
     unbillable: Mapping[str, int] = field(default_factory=dict)
     pending_holds: frozenset[str] = frozenset()
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -17,6 +16,7 @@ from exporter.sources.apolo_records import ACTIVE, FINAL, Verdict, read_job
 from exporter.sources.base import SourceError
 from exporter.sources.preset_sizes import OVERSIZED, PresetSizes
 from exporter.sources.storage_usage import STALE, StorageView
+from exporter.sources.uncharged import Uncharged
 from ledger.clock import Clock, format_time, now_us
 from ledger.model import Observation, RateTable, Snapshot
 
@@ -39,19 +39,19 @@ class _Found:
     def __init__(self) -> None:
         self.jobs: dict[str, tuple[Observation, bool]] = {}
         self.broken: set[str | None] = set()
-        self.unbillable: Counter[str] = Counter()
+        self.unbillable = Uncharged()
         self.sure = True
         """Nothing that may be running was left out."""
 
     def add(self, verdict: Verdict) -> None:
         if verdict.reason is not None:
-            self.unbillable[verdict.reason] += 1
+            self.unbillable.add(verdict.reason, verdict.id)
             self.broken.add(verdict.id)
             self.sure = self.sure and not verdict.active
         elif verdict.observation is not None:
             self.jobs[verdict.observation.id] = verdict.observation, verdict.active
             if verdict.oversized:
-                self.unbillable[OVERSIZED] += 1
+                self.unbillable.add(OVERSIZED, verdict.id)
 
 
 class ApoloSource:
@@ -115,7 +115,9 @@ class ApoloSource:
         if None in answers:
             # Where rights were taken away, everything looks deleted.
             await self._check_rights(admin_url, taken_us)
-            found.unbillable[DROPPED] = answers.count(None)
+            for job_id, answer in zip(unseen, answers, strict=True):
+                if answer is None:
+                    found.unbillable.add(DROPPED, job_id)
         for answer in answers:
             if answer is not None:
                 found.add(answer)
@@ -143,6 +145,7 @@ class ApoloSource:
             [*active.values(), *(job for job, _ in ended.values()), *self._stored.volumes],
             complete=found.sure and self._stored.complete,
             unbillable=dict(found.unbillable),
+            examples=found.unbillable.examples,
         )
 
     async def _looks(self, since_us: int | None, taken_us: int) -> AsyncIterator[Verdict]:

@@ -7,16 +7,16 @@ nothing is decoded twice, and the meter sees by identity what has not changed.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from exporter.sources import names
 from exporter.sources.base import SourceError
 from exporter.sources.names import Unbillable, optional_name, required_id, required_name
+from exporter.sources.uncharged import Uncharged
 from ledger.clock import INSTANT_MAX_US, to_us
 from ledger.model import Interval, Kind, Observation, Snapshot
 
@@ -59,6 +59,10 @@ class _Volume(msgspec.Struct):
     storage_class: str | None = None
 
 
+class _Identity(msgspec.Struct):
+    id: Any
+
+
 class _Times(msgspec.Struct):
     """The part of a workload that says whether it may be running."""
 
@@ -70,6 +74,7 @@ _document = msgspec.json.Decoder(_Document)
 _workload = msgspec.json.Decoder(_Workload)
 _volume = msgspec.json.Decoder(_Volume)
 _times = msgspec.json.Decoder(_Times)
+_identity = msgspec.json.Decoder(_Identity)
 _BROKEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _Seen = dict[bytes, Observation]
@@ -97,7 +102,7 @@ def parse(data: bytes, source: str, cluster: str, cache: Cache | None = None) ->
     except ValueError as error:
         raise SourceError(f"{source}: taken_at: {error}") from error
     cache = cache or Cache()
-    unbillable: Counter[str] = Counter()
+    unbillable = Uncharged()
     workloads, cache.workloads, sure = _convert(
         document.workloads or [], cache.workloads, _observe_workload, unbillable
     )
@@ -114,6 +119,7 @@ def parse(data: bytes, source: str, cluster: str, cache: Cache | None = None) ->
         pending_holds=frozenset(
             o.hold_id for o in workloads if o.hold_id is not None and o.started_us is None and o.ended_us is None
         ),
+        examples=unbillable.examples,
     )
 
 
@@ -154,7 +160,7 @@ def _convert(
     records: list[msgspec.Raw],
     before: _Seen,
     observe: Callable[[bytes], Observation],
-    unbillable: Counter[str],
+    unbillable: Uncharged,
 ) -> tuple[list[Observation], _Seen, bool]:
     """What the records say, what was seen, and whether no record that may be running was left out."""
     sure = True
@@ -167,7 +173,7 @@ def _convert(
             try:
                 known = observe(record)
             except Unbillable as verdict:
-                unbillable[verdict.reason] += 1
+                unbillable.add(verdict.reason, _id_of(record) if unbillable.wants(verdict.reason) else None)
                 sure = sure and not _may_run(record)
                 continue
         seen[record] = known
@@ -177,6 +183,14 @@ def _convert(
         unbillable[names.DUPLICATE] += len(observed) - len(by_identity)
         observed = list(by_identity.values())
     return observed, seen, sure
+
+
+def _id_of(record: bytes) -> str | None:
+    """What a record that cannot be used calls itself, if it does."""
+    try:
+        return str(_identity.decode(record).id)
+    except _BROKEN:
+        return None
 
 
 def _may_run(record: bytes) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Container
 from typing import Final
 
@@ -111,9 +110,10 @@ class KubernetesSource:
             workloads.extend(ended for ended, _ in objects.ended.values())
         workloads += self._pods.app_runs(since_us, None if self._priced_apps is None else self._priced_apps())
         workloads += used.volumes
-        unbillable = Counter(used.unbillable)
-        unbillable.update(self._pods.unbillable())
-        unbillable.update(self._claims.unbillable())
+        unbillable = self._pods.unbillable()
+        claims = self._claims.unbillable()
+        unbillable.join(claims, claims.examples)
+        unbillable.update(used.unbillable)
         return Snapshot(
             self.name,
             self.cluster,
@@ -122,6 +122,7 @@ class KubernetesSource:
             complete=self._pods.complete and self._claims.complete and used.complete,
             unbillable=dict(unbillable),
             pending_holds=self._pods.waiting_holds(),
+            examples=unbillable.examples,
         )
 
     def versions(self) -> dict[str, str]:

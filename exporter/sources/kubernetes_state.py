@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Container
 from typing import Final
 
@@ -13,6 +12,7 @@ from exporter.sources.kubernetes_apps import app_runs
 from exporter.sources.kubernetes_namespaces import Namespaces, place
 from exporter.sources.kubernetes_records import BROKEN, PodReader, Tracked
 from exporter.sources.names import Unbillable
+from exporter.sources.uncharged import Uncharged
 from ledger.model import Kind, Observation
 
 ORG_MISMATCH: Final = "org_mismatch"
@@ -56,6 +56,8 @@ class Objects:
         self._contradict: set[str] = set()
         self._reasons: dict[str, str] = {}
         self._unread: dict[str, str] = {}
+        self._called: dict[str, str] = {}
+        """UID -> NAMESPACE/NAME, of those that are not billed only."""
         self._doubtful: set[str] = set()
         self._seen: set[str] = set()
 
@@ -65,16 +67,18 @@ class Objects:
 
     def add(self, raw: bytes | msgspec.Raw, now_us: int) -> None:
         """An object as it is now. One that cannot be read keeps being what it was, and is counted."""
-        uid = ""
+        uid, called = "", ""
         try:
             known = identity(raw)
+            called = f"{known.namespace}/{known.name}"
             if known.namespace in self._skip:
                 return
-            uid = known.uid or f"{known.namespace}/{known.name}"
+            uid = known.uid or called
             found = self._read(raw, self.tracked.get(uid), now_us, deleted=False)
         except Unbillable as verdict:
             self._seen.add(uid)
             self._unread[uid] = verdict.reason
+            self._called[uid] = called
             if uid not in self.tracked:
                 self._doubtful.add(uid)
             return
@@ -83,6 +87,10 @@ class Objects:
         if found is not None:
             uid = found.observation.id  # one string for all that is kept
             self._take(uid, found, now_us)
+            if uid in self._reasons or uid in self._contradict:
+                self._called[uid] = called
+            else:
+                self._called.pop(uid, None)
         self._seen.add(uid)
 
     def remove(self, raw: bytes | msgspec.Raw, now_us: int) -> None:
@@ -133,13 +141,15 @@ class Objects:
         """Whether what is not listed is not there."""
         return not self._doubtful
 
-    def unbillable(self) -> Counter[str]:
-        """How many are not billed, or are odd, by reason."""
-        counted = Counter(self._unread.values())
-        counted.update(self._reasons.values())
-        if self._contradict:
-            counted[ORG_MISMATCH] = len(self._contradict)
-        return counted
+    def unbillable(self) -> Uncharged:
+        """Which are not billed, or are odd, by reason."""
+        found = Uncharged()
+        for reasons in (self._unread, self._reasons):
+            for uid, reason in reasons.items():
+                found.add(reason, self._called.get(uid, uid))
+        for uid in self._contradict:
+            found.add(ORG_MISMATCH, self._called.get(uid, uid))
+        return found
 
     def _read(self, raw: bytes | msgspec.Raw, before: Tracked | None, now_us: int, *, deleted: bool) -> Tracked | None:
         raise NotImplementedError
@@ -211,6 +221,7 @@ class Objects:
         self._contradict.discard(uid)
         self._reasons.pop(uid, None)
         self._unread.pop(uid, None)
+        self._called.pop(uid, None)
         self._doubtful.discard(uid)
 
 

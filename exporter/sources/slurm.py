@@ -18,6 +18,7 @@ from exporter.sources.names import MALFORMED, Unbillable
 from exporter.sources.slurm_accounting import AccountingWatch
 from exporter.sources.slurm_parse import SACCT_DELIMITER, SACCT_FIELDS, parse_sacct, parse_squeue
 from exporter.sources.slurm_run import JobRun, Phase, observe
+from exporter.sources.uncharged import Uncharged
 from ledger.clock import Clock, now_us
 from ledger.model import Snapshot
 
@@ -66,7 +67,8 @@ class SlurmSource:
         # A large cluster's list takes a while to read, and other sources wait for nothing here.
         runs, malformed = await asyncio.to_thread(parse_squeue, listed, taken_us // _SECOND)
         found = {run.key: run for run in runs if run.start is not None}
-        unbillable = Counter({MALFORMED: malformed}) if malformed else Counter[str]()
+        unbillable = Uncharged()
+        unbillable.update({MALFORMED: malformed} if malformed else {})
         complete = malformed == 0
         if cluster.accounting:
             ask_us = self._watch.look(taken_us, since_us, runs, cluster.min_job_age_us)
@@ -80,10 +82,10 @@ class SlurmSource:
             try:
                 workloads.append(observe(run, self._settings.rules, self._parents))
             except Unbillable as verdict:
-                unbillable[verdict.reason] += 1
+                unbillable.add(verdict.reason, f"job {run.job_id} of account {run.account}, partition {run.partition}")
                 complete = complete and run.phase is Phase.ENDED
         holds = frozenset(run.hold_id for run in runs if run.phase is Phase.PENDING and run.hold_id)
-        return Snapshot(self.name, self.cluster, taken_us, workloads, complete, unbillable, holds)
+        return Snapshot(self.name, self.cluster, taken_us, workloads, complete, unbillable, holds, unbillable.examples)
 
     async def close(self) -> None:
         """Nothing is kept open between two fetches."""
