@@ -1,0 +1,43 @@
+"""What the pages of an org have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from console.pages import Pages
+from console.payments import Till
+from ledger.store import Ledger
+from ledger.tokens import Token
+
+SEE = ("admin", "owner", "viewer")
+"""Roles that see an org."""
+CHANGE = ("admin", "owner")
+"""Roles that change something in it."""
+_AT_ONCE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """`till` None: nothing is sold. `turns`: reads of usage go on beside admissions, a few at a time."""
+
+    ledger: Ledger
+    pages: Pages
+    till: Till | None
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+
+    def caller(self, request: web.Request) -> Token:
+        """Who asks, in a guarded request."""
+        return self.pages.token_of(request)
+
+    def may_change(self, request: web.Request) -> bool:
+        """Whether the caller sees forms."""
+        return self.caller(request).role in CHANGE
+
+
+def page_number(request: web.Request, name: str = "page") -> int:
+    """The number of a page of a list, from 1; what is none is the first."""
+    text = request.query.get(name, "1")
+    return max(1, int(text)) if text.isascii() and text.isdigit() and len(text) < 7 else 1

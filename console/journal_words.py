@@ -1,0 +1,97 @@
+"""Entries of the journal in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ledger.money import AmountError, parse_credits
+
+_TITLES: Final = {
+    "grant": "Credits granted",
+    "correction": "Correction of a charge",
+    "org": "Org created or edited",
+    "budget": "Budget set",
+    "budget_removed": "Budget removed",
+    "order": "Order placed",
+    "purchase": "Credits bought",
+    "payment_refused": "Payment not credited",
+    "withdrawal": "Payment returned, credits taken back",
+    "restoration": "Credits given again",
+    "stage": "Stage changed",
+    "refusal": "Refused",
+    "shadow": "Let through, would be refused",
+    "exception": "Let through, ledger was away",
+    "top_up": "Automatic top-up",
+    "top_up_terms": "Automatic top-up settings",
+    "card": "Card saved",
+    "transfer_in": "Transfer from another org",
+    "transfer_out": "Transfer to another org",
+    "notices": "Notices changed",
+    "credit_line": "Credit line changed",
+}
+_SOURCES: Final = {"provision": "provisioned", "purchase": "bought", "refund": "given back", "gift": "a gift"}
+_TAKES: Final = frozenset({"withdrawal", "transfer_out"})
+_GIVES: Final = frozenset({"grant", "correction", "purchase", "restoration", "transfer_in"})
+_SHOWN: Final = frozenset({"id", "at", "type", "who", "credits", "reason", "project", "user", "org"})
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """`credits`: a decimal string, with a minus where they are taken; `about`: project and user; `more`: the rest."""
+
+    title: str
+    at: str
+    who: str
+    credits: str | None
+    reason: str
+    about: list[str]
+    more: list[tuple[str, str]]
+    tone: str
+
+
+def in_words(entry: Mapping[str, Any]) -> Words:
+    """An entry of any type, also of one that this page has not heard of."""
+    kind = str(entry.get("type", "entry"))
+    source = entry.get("source")
+    title = _TITLES.get(kind, kind.replace("_", " ").capitalize())
+    if kind == "grant" and source in _SOURCES:
+        title = f"{title}, {_SOURCES[source]}"
+    if kind == "stage" and entry.get("stage"):
+        title = f"{title}: {entry['stage']}"
+    refused = kind in ("refusal", "shadow", "exception")
+    return Words(
+        title=title,
+        at=str(entry.get("at", "")),
+        who=str(entry.get("who", "")),
+        credits=_signed(kind, entry.get("credits")),
+        reason=str(entry.get("reason") or ""),
+        about=[str(entry[name]) for name in ("project", "user") if entry.get(name)],
+        more=[(name.replace("_", " "), _text(value)) for name, value in entry.items() if _is_told(name, value)],
+        tone="bad" if refused or kind in _TAKES else "good" if kind in _GIVES else "",
+    )
+
+
+def _is_told(name: str, value: Any) -> bool:
+    return name not in _SHOWN and value not in (None, "", [], {}, False)
+
+
+def _signed(kind: str, credits_: Any) -> str | None:
+    if not isinstance(credits_, str):
+        return None
+    try:
+        micro = parse_credits(credits_)
+    except AmountError:
+        return None
+    return f"-{credits_}" if kind in _TAKES and micro > 0 else credits_
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_text(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(_text(part) for part in value)
+    return str(value)
