@@ -7,7 +7,7 @@ history, buckets, rows, grants, holds and the journal are added up each for itse
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -25,6 +25,7 @@ from ledger.purchase_step import Order, Payment
 from ledger.rates_history import line_of
 from ledger.rollups import check_rollups
 from ledger.runs import Run
+from ledger.scopes import Scope, class_field
 from ledger.store import Ledger
 from ledger.usage_reader import DAY_US, read_horizon
 
@@ -166,11 +167,24 @@ class _Org:
         self._same("granted", int(fields.get("granted", 0)), "journal", journaled)
         left = sum(int(entry.split(b"|")[2]) for entry in hashes[self._keys.purse].values())
         paid = granted - left - int(fields.get("expired", 0))
-        self._same(
-            "spent", int(fields.get("spent", 0)), "taken from grants and overdraft", paid + int(fields.get("debt", 0))
-        )
+        owed = int(fields.get("debt", 0))
+        owed += sum(int(debt.split("|")[0]) for debt in msgspec.json.decode(fields.get("debts", "{}")).values())
+        self._same("spent", int(fields.get("spent", 0)), "taken from grants and overdraft", paid + owed)
+        self._purse({record.key: record for record in records}, hashes[self._keys.purse])
         refunded = sum(a.refunded_micro for a in totals.values())
         self._same("refunded", int(fields.get("refunded", 0)), "rows", refunded)
+
+    def _purse(self, records: Mapping[str, GrantRecord], purse: Mapping[bytes, bytes]) -> None:
+        """What is left of a grant is no more than was granted, and for the same work."""
+        for key, entry in purse.items():
+            record = records.get(text(key))
+            if record is None:
+                continue  # what was restored of a payment
+            left, *scope = entry.split(b"|", 3)[2:]
+            if int(left) > parse_credits(record.credits):
+                self._differ(f"grant {record.key!r}", f"has {format_micro(int(left))} left of {record.credits}")
+            if (Scope.decode(scope[0]) if scope else Scope()) != Scope(record.presets, record.clusters):
+                self._differ(f"grant {record.key!r}", "does not pay for what its record says")
 
     def _purchases(self, fields: dict[str, str], hashes: dict[str, dict[bytes, bytes]]) -> int:
         """Every payment has its grant, and what was taken back of it; returns what was taken back of all."""
@@ -202,6 +216,9 @@ class _Org:
             for tier in hold["tiers"]:
                 tiers[tier] += int(hold["amount"]) * int(hold["left"])
         self._sums("held", {text(k): int(v) for k, v in hashes[self._keys.held].items()}, "holds", tiers)
+        told_apart = [tier for tier in tiers if tier.startswith(class_field("", "")[:2])]
+        if told_apart:
+            self._same("held, by class of work", sum(tiers[tier] for tier in told_apart), "holds", tiers[""])
         for hold_id in holds.keys() ^ expiry:
             self._differ(f"hold {hold_id}", "has no expiry" if hold_id in holds else "expires but is not there")
         for workload, named in hashes[self._keys.hold_of].items():

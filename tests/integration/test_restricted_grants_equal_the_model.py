@@ -1,0 +1,225 @@
+"""What each grant pays and what is owed for which work, against an account that is kept in another way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ledger import keys
+from ledger.errors import InvalidRequest
+from ledger.lua import text
+from ledger.org_state import Row
+from ledger.plan import Correction, Plan
+from ledger.scopes import SCOPES_MAX
+from ledger.store import Ledger
+from ledger.verify import verify
+from tests.histories import HOUR, MINUTE, T0
+from tests.integration.test_charges_equal_the_model import bench
+
+pytestmark = pytest.mark.redis
+
+WORKS = (("one", "small"), ("one", "large"), ("two", "small"), ("two", "large"), ("two", ""))
+"""(cluster, preset); the last one is storage."""
+Work = tuple[str, str]
+
+
+@dataclass
+class Grant:
+    """In minutes since T0 and micro-credits. `only`: (presets, clusters)."""
+
+    key: str
+    amount: Fraction
+    starts: int
+    expires: int | None
+    only: tuple[frozenset[str], frozenset[str]] | None
+    left: Fraction = Fraction(0)
+
+    def pays(self, work: Work | None) -> bool:
+        if self.only is None:
+            return True
+        if work is None:
+            return False
+        presets, clusters = self.only
+        return (not presets or work[1] in presets) and (not clusters or work[0] in clusters)
+
+    def rank(self) -> tuple[object, ...]:
+        return self.expires is None, self.expires, self.only is None, self.starts, self.key
+
+
+@dataclass
+class Owed:
+    amount: Fraction = Fraction(0)
+    until: int = 0
+
+
+@dataclass
+class Book:
+    grants: list[Grant] = field(default_factory=list)
+    owed: dict[Work | None, Owed] = field(default_factory=dict)
+    spent: Fraction = Fraction(0)
+    is_told_apart: bool = False
+
+    def _pay(self, work: Work | None, due: Fraction, since: int, until: int) -> Fraction:
+        for grant in sorted(self.grants, key=Grant.rank):
+            if grant.pays(work) and grant.starts < until and (grant.expires is None or grant.expires > since):
+                paid = min(due, grant.left)
+                grant.left -= paid
+                due -= paid
+        return due
+
+    def _narrow(self, work: Work | None) -> tuple[int, str]:
+        grants = [grant for grant in self.grants if grant.only is not None and grant.left and grant.pays(work)]
+        return len(grants), "" if work is None else "\x1f".join(work)
+
+    def settle(self, until: int) -> None:
+        for work in sorted(self.owed, key=self._narrow):
+            debt = self.owed[work]
+            debt.amount = self._pay(work, debt.amount, debt.until, until)
+
+    def use(self, since: int, until: int, amounts: dict[Work, Fraction]) -> None:
+        known: dict[Work | None, Fraction] = {}
+        for work, amount in amounts.items():
+            name = work if self.is_told_apart else None
+            known[name] = known.get(name, Fraction(0)) + amount
+        unpaid: dict[Work | None, Fraction] = {}
+        for name in sorted(known, key=self._narrow):
+            self.spent += known[name]
+            unpaid[name] = self._pay(name, known[name], since, until)
+        self.settle(until)
+        for name, amount in unpaid.items():
+            if amount:
+                debt = self.owed.setdefault(name, Owed())
+                debt.until = max(debt.until, until) if debt.amount or name is None else until
+                debt.amount += amount
+
+
+def scopes_of(grants: list[Grant], now: int) -> set[object]:
+    return {g.only for g in grants if g.only and g.left and (g.expires is None or g.expires > now)}
+
+
+restrictions = st.one_of(
+    st.none(),
+    st.tuples(
+        st.frozensets(st.sampled_from(["small", "large"]), max_size=2),
+        st.frozensets(st.sampled_from(["one", "two"]), max_size=2),
+    ).map(lambda only: only if any(only) else None),
+)
+amounts_ = st.integers(1, 60)
+acts = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("grant"), amounts_, st.integers(-90, 60), st.one_of(st.none(), st.integers(1, 120)), restrictions
+        ),
+        st.tuples(st.just("grant"), amounts_, st.just(0), st.none(), restrictions),
+        st.tuples(
+            st.just("use"), st.integers(-120, 0), st.integers(1, 60),
+            st.dictionaries(st.sampled_from(WORKS), amounts_, min_size=1),
+        ),
+        st.tuples(st.just("wait"), st.integers(1, 90)),
+        st.tuples(st.just("correct"), st.integers(1, 30)),
+    ),
+    min_size=1, max_size=20,
+)  # fmt: skip
+
+
+def _row(work: Work) -> Row:
+    cluster, preset = work
+    return Row(cluster, "vision", "ann", "job" if preset else "storage", preset or "default", "")
+
+
+async def _left(ledger: Ledger) -> dict[str, int]:
+    purse = await ledger.client.hgetall(keys.of_org("acme").purse)
+    return {text(key): int(entry.split(b"|")[2]) for key, entry in purse.items()}
+
+
+async def _owed(ledger: Ledger) -> dict[Work | None, int]:
+    fields = {text(k): text(v) for k, v in (await ledger.client.hgetall(keys.of_org("acme").org)).items()}
+    found: dict[Work | None, int] = {None: int(fields.get("debt", 0))}
+    for name, debt in msgspec.json.decode(fields.get("debts", "{}")).items():
+        _, cluster, preset = name.split("\x1f")
+        found[cluster, preset] = int(debt.split("|")[0])
+    return {work: amount for work, amount in found.items() if amount}
+
+
+@given(acts=acts)
+async def test_every_grant_pays_what_it_is_for(acts: list[tuple], valkey_url: str) -> None:  # type: ignore[type-arg]
+    """Charges come in any order, for any time; slots are cut where grants that expire begin and end."""
+    clock, now, book = [T0], 240, Book()
+    async with bench(valkey_url, clock, epoch=T0) as it:
+        ledger = it.ledger
+        await ledger.accounts.upsert("acme", who="test")
+        for number, (act, *arguments) in enumerate(acts):
+            clock[0] = T0 + now * MINUTE
+            if act == "grant":
+                amount, shift, length, only = arguments
+                starts = max(0, now + shift)
+                expires = None if length is None else starts + length
+                presets, clusters = only or ((), ())
+                full = only is not None and only not in scopes_of(book.grants, now)
+                full = full and len(scopes_of(book.grants, now)) == SCOPES_MAX
+                given_ = ledger.accounts.grant(
+                    "acme", amount, key=f"{number:03}", who="test", effective_us=T0 + starts * MINUTE,
+                    expires_us=None if expires is None else T0 + expires * MINUTE, presets=presets, clusters=clusters,
+                )  # fmt: skip
+                if full:
+                    with pytest.raises(InvalidRequest, match="different ways"):
+                        await given_
+                    continue
+                await given_
+                book.is_told_apart = book.is_told_apart or only is not None
+                book.grants.append(Grant(f"{number:03}", Fraction(amount), starts, expires, only, Fraction(amount)))
+            elif act == "use":
+                shift, length, used = arguments
+                state = await ledger.charging.load("acme")
+                since, until = now + shift, now + shift + length
+                edges = [(edge - T0) // MINUTE for edge in state.grant_edges]
+                hours = [minute for minute in range(since, until) if not (T0 + minute * MINUTE) % HOUR]
+                cuts = sorted({since, until, *(cut for cut in edges + hours if since < cut < until)})
+                plan = Plan("acme", "test")
+                for begin, end in pairwise(cuts):
+                    for work, amount in used.items():
+                        before = len(state.rows)
+                        row = state.row_number(_row(work))
+                        plan.new_rows += [row] if row == before else []
+                        plan.add((T0 + begin * MINUTE, T0 + end * MINUTE), row, amount, MINUTE)
+                    book.use(begin, end, {work: Fraction(amount) for work, amount in used.items()})
+                assert await ledger.charging.commit(plan, state)
+            elif act == "correct":
+                state = await ledger.charging.load("acme")
+                if not state.rows:
+                    continue
+                plan = Plan("acme", "test", corrections=[Correction("w", state.rows[0], arguments[0], "shorter")])
+                plan.settled.append(("", "none"))
+                assert await ledger.charging.commit(plan, state)
+                key = f"correction:{state.token}:0"
+                book.grants.append(Grant(key, Fraction(arguments[0]), 0 - 10**6, None, None, Fraction(arguments[0])))
+            else:
+                now += arguments[0]
+                clock[0] = T0 + now * MINUTE
+            book.settle(now + 1)
+            balance = await ledger.accounts.balance("acme")
+            assert await _left(ledger) == {grant.key: grant.left for grant in book.grants if grant.left}
+            assert await _owed(ledger) == {work: debt.amount for work, debt in book.owed.items() if debt.amount}
+            assert balance.spent_micro == book.spent
+            assert balance.owed_micro == sum(debt.amount for debt in book.owed.values())
+            begun = [grant for grant in book.grants if grant.starts <= now]
+            live = [grant for grant in begun if grant.expires is None or grant.expires > now]
+            assert balance.available_micro == sum(g.left for g in live) - balance.owed_micro
+            restricted: dict[object, Fraction] = {}
+            for grant in live:
+                if grant.only is not None and grant.left:
+                    restricted[grant.only] = restricted.get(grant.only, Fraction(0)) + grant.left
+            assert {
+                (frozenset(scope.presets), frozenset(scope.clusters)): micro
+                for scope, micro in balance.restricted.items()
+            } == restricted
+        differences = (await verify(ledger))["differences"]
+        # The plans above have no runs behind them, and give back what rows do not tell.
+        ours = ("granted", "granted by", "spent", "grant ", "held", "to be held")
+        assert [d for d in differences if d["what"].startswith(ours)] == []
