@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from config.settings import Settings
     from console.oidc import Provider
+    from console.payments import Till
     from enforcer.access import ConsoleSide
     from enforcer.app import MakeConsole
     from enforcer.failures import Failures
@@ -19,21 +20,28 @@ log = logging.getLogger("console")
 
 
 @asynccontextmanager
-async def console_beside(given: Settings, failures: Failures) -> AsyncIterator[MakeConsole]:
-    """What makes the console of an enforcer's ledger. `failures`: the enforcer's, for the same addresses sign in."""
+async def console_beside(given: Settings, failures: Failures, till: Till | None = None) -> AsyncIterator[MakeConsole]:
+    """What makes the console of an enforcer's ledger. `failures`: the enforcer's, for the same addresses sign in.
+
+    `till` None: nothing is sold.
+    """
 
     async with AsyncExitStack() as stack:
         provider = await stack.enter_async_context(_provider(given))
 
         def make(ledger: Ledger) -> ConsoleSide:
-            return console_side(ledger, given, failures, provider)
+            return console_side(ledger, given, failures, provider, till)
 
         yield make
 
 
-def console_side(ledger: Ledger, given: Settings, failures: Failures, provider: Provider | None) -> ConsoleSide:
+def console_side(
+    ledger: Ledger, given: Settings, failures: Failures, provider: Provider | None, till: Till | None = None
+) -> ConsoleSide:
     """All pages of the console, as the enforcer serves them."""
+    from console.desk import Desk
     from console.oidc_sign_in import OidcSignIn
+    from console.org_pages import org_calls
     from console.pages import Pages
     from console.sessions import Sessions
     from console.sign_in import Door, SignIn
@@ -49,7 +57,7 @@ def console_side(ledger: Ledger, given: Settings, failures: Failures, provider: 
     pages = Pages(sessions, token_of)
     button = None if settings.oidc is None else settings.oidc.button
     door = Door(pages, sessions, ledger.tokens, failures, audit, button)
-    calls = [*pages.calls(), *SignIn(door).calls()]
+    calls = [*pages.calls(), *SignIn(door).calls(), *org_calls(Desk(ledger, pages, till))]
     if provider is not None:
         calls += OidcSignIn(door, provider).calls()
     return ConsoleSide(sessions.identify, pages.error_page, [Route(*call) for call in calls])
