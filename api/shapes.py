@@ -218,6 +218,38 @@ class Order(Struct):
     who: str
 
 
+class Card(Struct, forbid_unknown_fields=True):
+    """A card that its owner agreed to have charged again; `expires`: the last month, `2030-04`."""
+
+    brand: str
+    last4: str
+    expires: str
+    agreed_at: Time
+    agreed_by: str
+
+
+class AutoTopUp(Struct, forbid_unknown_fields=True):
+    """Below `threshold` available credits, `credits` are bought. The terms are null where there are none.
+
+    `order`: the one in flight. `ordered`: in the calendar month (UTC) `month`, of at most `monthly_cap`.
+    """
+
+    org: Name
+    enabled: bool
+    threshold: Credits | None
+    credits: Credits | None
+    monthly_cap: Credits | None
+    cool_down_minutes: float | None
+    state: Literal["off", "ready", "in_flight", "cooling", "capped", "no_card", "paused"]
+    paused_reason: str | None
+    declines: int
+    order: str | None
+    cools_until: Time | None
+    month: str
+    ordered: Credits
+    card: Card | None
+
+
 class Package(Struct, forbid_unknown_fields=True):
     """Credits that are sold together."""
 

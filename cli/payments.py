@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from cli.base import open_ledger
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
+    from api.routes import Route
     from config.settings import Settings
-    from enforcer.access import Route
+    from console.payments import Till
     from enforcer.app import MoreRoutes
     from ledger.store import Ledger
 
@@ -23,14 +26,17 @@ async def taking_payments(given: Settings) -> AsyncIterator[MoreRoutes]:
     Raises: as `open_ledger`.
     """
     from console.payments_api import PaymentsApi
-    from enforcer.access import Route, token_of
+    from console.top_up_api import TopUpApi
+    from enforcer.access import token_of
 
-    def routes(api: PaymentsApi) -> list[Route]:
-        return [Route(*call) for call in api.calls()]
+    def who(request: web.Request) -> str:
+        return token_of(request).who
+
+    def routes(till: Till | None, ledger: Ledger) -> list[Route]:
+        return [*PaymentsApi(till, who).calls(), *TopUpApi(till, ledger.accounts, who).calls()]
 
     if given.payments is None:
-        nothing = PaymentsApi(None, lambda request: token_of(request).who)
-        yield lambda _: routes(nothing)
+        yield lambda ledger: routes(None, ledger)
         return
 
     from console.payments import Till
@@ -45,17 +51,13 @@ async def taking_payments(given: Settings) -> AsyncIterator[MoreRoutes]:
         async with open_ledger(given) as ledger:
             purchases = Purchases(ledger.client, ledger.scripts, refunds=given.payments.refunds)
             till = Till(given.payments, purchases, provider, TopUps(ledger.client, ledger.scripts))
-            api = PaymentsApi(till, lambda request: token_of(request).who)
             tasks = [
                 asyncio.create_task(Reconciler(ledger, till).run(given.payments.reconcile_seconds)),
                 asyncio.create_task(TopUpRunner(ledger, till).run(given.metering.interval_seconds)),
             ]
 
-            def give(_: Ledger) -> Iterable[Route]:
-                return routes(api)
-
             try:
-                yield give
+                yield lambda ledger: routes(till, ledger)
             finally:
                 for task in tasks:
                     await end(task)

@@ -14,25 +14,29 @@ from api import shapes
 from api.routes import Handler, Operation, Route
 from api.types import AskedCredits, IdempotencyKey, Page, Paging
 from config.payments import PRICE_DIGITS, Payments, minor_digits
+from console.answers import BODY_MAX, answer, credits_of, read_bytes, read_json
 from console.payments import Till
 from console.provider import BadSignature, ProviderUnavailable
 from ledger.clock import format_time
 from ledger.errors import InvalidRequest
-from ledger.money import AmountError, format_decimal, format_micro, parse_credits
+from ledger.money import format_decimal, format_micro
 from ledger.purchase_step import Order
 
 _BUY: Final = ("admin", "owner")
 _SEE: Final = ("admin", "owner", "viewer")
-_BODY_MAX: Final = 4096
 _WEBHOOK_MAX: Final = 512 * 1024
 _KEY_MAX: Final = 255
 NOT_SOLD: Final = "No credits are sold here: the settings have no section payments (see docs/payments.md)."
 
 
 class PurchaseBody(msgspec.Struct, forbid_unknown_fields=True):
-    """How many credits: as text, or as a JSON number, which is read as a decimal too."""
+    """How many credits: as text, or as a JSON number, which is read as a decimal too.
+
+    `save_card`: the buyer agrees to have the card charged again, by auto top-up only.
+    """
 
     credits: AskedCredits
+    save_card: bool = False
 
 
 class PaymentsApi:
@@ -49,7 +53,7 @@ class PaymentsApi:
         offer = Operation("payments", shapes.Offer, problems=(501,))
         buy = Operation(
             "payments", shapes.Order, PurchaseBody, headers=IdempotencyKey, statuses=(201,), problems=(409, 501, 502),
-            example={"credits": "100"}, body_max=_BODY_MAX,
+            example={"credits": "100"}, body_max=BODY_MAX,
         )  # fmt: skip
         orders = Operation("payments", Page[shapes.Order], query=Paging, problems=(501,))
         webhook = Operation("payments", shapes.Received, dict[str, Any], problems=(501, 502, 503))
@@ -65,7 +69,7 @@ class PaymentsApi:
             Route("POST", "/v1/payments/stripe", self.webhook, None, about=webhook),
             Route("GET", "/console/payments/{org}/{order}", self.page, None, about=page),
         ]  # fmt: skip
-        return calls if self._till is not None else [call._replace(handler=_not_sold(call.handler)) for call in calls]
+        return calls if self._till is not None else [call._replace(handler=not_sold(call.handler)) for call in calls]
 
     @property
     def till(self) -> Till:
@@ -74,26 +78,21 @@ class PaymentsApi:
 
     async def offer(self, request: web.Request) -> web.Response:
         """What is sold, and at which price."""
-        return _answer(offer_shape(self.till.settings))
+        return answer(offer_shape(self.till.settings))
 
     async def buy(self, request: web.Request) -> web.Response:
         """Orders credits, and answers where to pay. The same key answers with the same order, for ever."""
         key = request.headers.get("Idempotency-Key", "")
         if not 0 < len(key) <= _KEY_MAX or not key.isprintable():
             raise web.HTTPBadRequest(text=f"An Idempotency-Key header of 1 to {_KEY_MAX} characters is needed.")
-        body = await _read(request, _BODY_MAX)
+        body = await read_json(request, PurchaseBody)
+        micro, org = credits_of("credits", body.credits), request.match_info["org"]
         try:
-            micro = parse_credits(str(msgspec.json.decode(body, type=PurchaseBody).credits), "credits")
-        except (msgspec.ValidationError, AmountError) as error:
-            raise InvalidRequest(str(error)) from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise web.HTTPBadRequest(text=f"The body is not JSON: {error}") from None
-        try:
-            order = await self.till.order(request.match_info["org"], micro, key, self._who(request))
+            order = await self.till.order(org, micro, key, self._who(request), body.save_card)
         except ProviderUnavailable as error:
             text = f"{error}. Nothing was paid; try again with the same Idempotency-Key."
             raise web.HTTPBadGateway(text=text) from error
-        return _answer(order_shape(order), 201)
+        return answer(order_shape(order), 201)
 
     async def orders(self, request: web.Request) -> web.Response:
         """All orders of an org, the newest first."""
@@ -105,7 +104,7 @@ class PaymentsApi:
                 raise InvalidRequest(f"cursor: {cursor!r:.60} is not one that was given here")
             orders = orders[places[0] + 1 :]
         page = orders[:limit]
-        return _answer(
+        return answer(
             {"items": [order_shape(order) for order in page], "next": page[-1].id if len(orders) > limit else None}
         )
 
@@ -114,7 +113,7 @@ class PaymentsApi:
         order = await self.till.purchases.get(request.match_info["org"], request.match_info["order"])
         if order is None:
             raise web.HTTPNotFound
-        return _answer(order_shape(order))
+        return answer(order_shape(order))
 
     async def webhook(self, request: web.Request) -> web.Response:
         """News of the provider, signed.
@@ -123,7 +122,7 @@ class PaymentsApi:
 
         400 for a signature that does not hold; 5xx has the provider say it again later.
         """
-        body = await _read(request, _WEBHOOK_MAX)
+        body = await read_bytes(request, _WEBHOOK_MAX)
         try:
             news = self.till.provider.read_webhook(body, request.headers.get("Stripe-Signature", ""))
             results = [await self.till.take(one) for one in news]
@@ -131,7 +130,7 @@ class PaymentsApi:
             raise web.HTTPBadRequest(text=str(error)) from None
         except ProviderUnavailable as error:
             raise web.HTTPBadGateway(text=str(error)) from error
-        return _answer({"received": True, "results": results})
+        return answer({"received": True, "results": results})
 
     async def page(self, request: web.Request) -> web.Response:
         """Where the buyer comes back to: waits for the webhook, and says so."""
@@ -188,7 +187,9 @@ def offer_shape(terms: Payments) -> dict[str, Any]:
     }
 
 
-def _not_sold(handler: Handler) -> Handler:
+def not_sold(handler: Handler) -> Handler:
+    """In place of a call's handler where the settings sell nothing."""
+
     @wraps(handler)
     async def refuse(request: web.Request) -> web.Response:
         raise web.HTTPNotImplemented(text=NOT_SOLD)
@@ -196,24 +197,11 @@ def _not_sold(handler: Handler) -> Handler:
     return refuse
 
 
-async def _read(request: web.Request, most: int) -> bytes:
-    data = bytearray()
-    async for chunk in request.content.iter_any():
-        data += chunk
-        if len(data) > most:
-            raise web.HTTPRequestEntityTooLarge(max_size=most, actual_size=len(data))
-    return bytes(data)
-
-
 def _paging(request: web.Request) -> tuple[int, str | None]:
     text = request.query.get("limit", "100")
     if not text.isascii() or not text.isdigit() or len(text) > 4 or not 1 <= int(text) <= 1000:
         raise InvalidRequest(f"limit: {text!r:.40} is not a number from 1 to 1000")
     return int(text), request.query.get("cursor") or None
-
-
-def _answer(shape: Any, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(shape), status=status, content_type="application/json")
 
 
 def _page(said: str, status: int = 200, *, more: str = "", refresh: bool = False) -> web.Response:

@@ -24,6 +24,7 @@ from ledger.purchases import order_id_of
 
 WHO: Final = "auto top-up"
 COOL_DOWN_MAX_US: Final = 31 * 86_400_000_000
+_MINUTE_US: Final = 60_000_000
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -126,7 +127,7 @@ class TopUps:
         entry = {
             "type": "top_up_terms", "at": format_time(self._clock()), "who": terms.who, "enabled": terms.enabled,
             "threshold": format_micro(terms.threshold_micro), "credits": format_micro(terms.micro),
-            "monthly_cap": format_micro(terms.cap_micro), "cool_down_minutes": terms.cool_down_us / 60_000_000,
+            "monthly_cap": format_micro(terms.cap_micro), "cool_down_minutes": terms.cool_down_us / _MINUTE_US,
         }  # fmt: skip
         await again(lambda: self._client.sadd(keys.TOP_UPS, org))
         await self._set(org, text(msgspec.json.encode(terms)), entry)
@@ -191,3 +192,32 @@ class TopUps:
         )  # fmt: skip
         said = text(answer[0])
         return msgspec.json.decode(answer[1], type=Order) if said == "claimed" else said
+
+
+def top_up_shape(found: TopUp, now: int) -> dict[str, Any]:
+    """An org's auto top-up; the terms are None where there are none, `ordered` is of this calendar month (UTC)."""
+    terms, card = found.terms, found.card
+    return {
+        "org": found.org,
+        "enabled": terms is not None and terms.enabled,
+        "threshold": None if terms is None else format_micro(terms.threshold_micro),
+        "credits": None if terms is None else format_micro(terms.micro),
+        "monthly_cap": None if terms is None else format_micro(terms.cap_micro),
+        "cool_down_minutes": None if terms is None else terms.cool_down_us / _MINUTE_US,
+        "state": found.state(now),
+        "paused_reason": found.paused or None,
+        "declines": found.declines,
+        "order": found.order or None,
+        "cools_until": format_time(found.cool_until_us) if found.cool_until_us > now else None,
+        "month": found.month,
+        "ordered": format_micro(found.month_micro),
+        "card": None
+        if card is None
+        else {
+            "brand": card.brand,
+            "last4": card.last4,
+            "expires": card.expires,
+            "agreed_at": format_time(card.agreed_us),
+            "agreed_by": card.who,
+        },
+    }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,93 +18,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli.payments import taking_payments
-from config.payments import Package, Payments
-from config.settings import EnforcerSettings, RedisSettings, Settings
+from config.payments import Payments
+from config.settings import EnforcerSettings, RedisSettings
 from config.values import Address, Secret
-from console.payments import Till
 from console.payments_api import PaymentsApi
 from console.provider import ProviderUnavailable
 from console.reconcile import Reconciler
-from console.stripe_provider import StripeProvider
 from enforcer.access import Route, token_of
 from enforcer.app import build_app, enforcing
 from ledger.connect import Client, connect
 from ledger.errors import LedgerUnavailable
 from ledger.purchases import Purchases
 from ledger.store import Ledger
-from ledger.top_ups import TopUps
 from ledger.verify import verify
+from tests.shop import SETTINGS, T0, Shop, open_shop
 from tests.standins.faults import Fault
 from tests.standins.stripe_api import DECLINED_CARD, GOOD_CARD, KEY, SECRET, StripeApi
 
 pytestmark = pytest.mark.redis
-T0 = 1_795_000_000_000_000
-SETTINGS = Settings(path=Path("settings.yaml"), sources=())
-
-
-@dataclass
-class Shop:
-    """Both sides: our API with tokens of every role, and Stripe."""
-
-    http: TestClient[Any, Any]
-    stripe: StripeApi
-    ledger: Ledger
-    till: Till
-    reconciler: Reconciler
-    tokens: dict[str, str]
-
-    async def call(
-        self, method: str, path: str, body: object = None, role: str | None = "owner", **headers: str
-    ) -> tuple[int, Any]:
-        given = {name.replace("_", "-"): value for name, value in headers.items()}
-        if role is not None:
-            given["Authorization"] = f"Bearer {self.tokens[role]}"
-        data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-        async with self.http.request(method, path, data=data, headers=given) as response:
-            if response.status >= 400:
-                assert response.content_type == "application/problem+json", await response.text()
-                return response.status, json.loads(await response.read())
-            return response.status, await response.json()
-
-    async def buy(self, credits_: str = "100", key: str = "k", org: str = "acme", role: str = "owner") -> Any:
-        path = f"/v1/orgs/{org}/purchases"
-        status, order = await self.call("POST", path, {"credits": credits_}, role, Idempotency_Key=key)
-        assert status == 201, order
-        return order
-
-    def session_of(self, order: Any) -> str:
-        return str(order["checkout_url"].rpartition("/")[2])
-
-    async def balance(self) -> str:
-        status, shape = await self.call("GET", "/v1/orgs/acme/balance")
-        return "0" if status == 404 else str(shape["available"])
-
-    async def state(self, order: Any) -> str:
-        return str((await self.call("GET", f"/v1/orgs/acme/purchases/{order['id']}"))[1]["state"])
-
-
-@asynccontextmanager
-async def open_shop(client: Client, **terms: Any) -> AsyncIterator[Shop]:
-    ledger = Ledger(client, T0)
-    tokens = {}
-    for role, org in (("admin", None), ("owner", "acme"), ("viewer", "acme"), ("scheduler", None), ("other", "globex")):
-        _, tokens[role] = await ledger.tokens.create("owner" if role == "other" else role, org)
-    stripe_api = StripeApi()
-    async with stripe_api.serve() as url:
-        payments = Payments(
-            secret_key=Secret(KEY), webhook_secret=Secret(SECRET), public_url="https://credits.example.com/",
-            price_per_credit=Decimal("0.05"), packages=(Package(credits_micro=1_000_000_000, price=Decimal(40)),),
-            api_base=url, timeout_seconds=2, **terms,
-        )  # fmt: skip
-        provider = StripeProvider(payments)
-        purchases = Purchases(client, ledger.scripts, refunds=payments.refunds)
-        till = Till(payments, purchases, provider, TopUps(client, ledger.scripts))
-        api = PaymentsApi(till, lambda request: token_of(request).who)
-        app = build_app(ledger, SETTINGS, more=[Route(*call) for call in api.calls()])
-        async with TestClient(TestServer(app)) as http:
-            stripe_api.hook = str(http.make_url("/v1/payments/stripe"))
-            yield Shop(http, stripe_api, ledger, till, Reconciler(ledger, till), tokens)
-        await provider.close()
 
 
 @pytest.fixture

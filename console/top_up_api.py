@@ -1,0 +1,118 @@
+"""Auto top-up over HTTP: an org's terms, and how it stands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Annotated, Final
+
+import msgspec
+from aiohttp import web
+
+from api import shapes
+from api.routes import Operation, Route
+from api.types import AskedCredits, AskedLimit, said
+from config.payments import Payments
+from console.answers import answer, credits_of, read_json
+from console.payments import Till
+from console.payments_api import not_sold
+from console.provider import ProviderUnavailable
+from ledger.accounts import Accounts
+from ledger.clock import now_us
+from ledger.errors import InvalidRequest
+from ledger.money import format_micro
+from ledger.top_ups import Terms, TopUp, top_up_shape
+
+_EDIT: Final = ("admin", "owner")
+_SEE: Final = ("admin", "owner", "viewer")
+_MINUTES_MAX: Final = 44_640
+COOL_DOWN_MINUTES: Final = 60.0
+log = logging.getLogger(__name__)
+
+
+class AutoTopUpBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Below `threshold` available credits, `credits` are bought, at most `monthly_cap` a calendar month (UTC)."""
+
+    threshold: AskedLimit
+    credits: AskedCredits
+    monthly_cap: AskedLimit
+    cool_down_minutes: Annotated[float, said(minimum=0, maximum=_MINUTES_MAX)] = COOL_DOWN_MINUTES
+    enabled: bool = True
+
+
+def check_terms(payments: Payments, body: AutoTopUpBody, who: str) -> Terms:
+    """The terms as the ledger keeps them. Raises: InvalidRequest."""
+    micro = credits_of("credits", body.credits)
+    if not payments.sells(micro):
+        least, most = format_micro(payments.minimum_micro), format_micro(payments.maximum_micro)
+        raise InvalidRequest(f"credits: {format_micro(micro)} are not sold at once; from {least} to {most} are")
+    if not 0 <= body.cool_down_minutes <= _MINUTES_MAX:
+        raise InvalidRequest(f"cool_down_minutes: {body.cool_down_minutes} is not from 0 to {_MINUTES_MAX} (31 days)")
+    return Terms(
+        credits_of("threshold", body.threshold), micro, credits_of("monthly_cap", body.monthly_cap),
+        int(body.cool_down_minutes * 60_000_000), body.enabled, who,
+    )  # fmt: skip
+
+
+async def set_terms(till: Till, accounts: Accounts, org: str, body: AutoTopUpBody, who: str) -> TopUp:
+    """Set an org's terms; where it was paused, it goes on. Raises: UnknownOrg, InvalidRequest, LedgerUnavailable."""
+    terms = check_terms(till.settings, body, who)
+    await accounts.balance(org)  # says it where there is no such org
+    return await till.top_ups.put(org, terms)
+
+
+async def end_top_up(till: Till, org: str, who: str) -> None:
+    """End it; its card is forgotten here, and at the provider as far as that can be reached."""
+    card = await till.top_ups.remove(org, who)
+    if card is None:
+        return
+    try:
+        await till.provider.forget(card.method)
+    except ProviderUnavailable as error:
+        log.warning("org %s: its card is forgotten here, but not at the provider: %s", org, error)
+
+
+class TopUpApi:
+    """Without a till the calls are there and say that nothing is sold."""
+
+    def __init__(self, till: Till | None, accounts: Accounts, who: Callable[[web.Request], str]) -> None:
+        """`who`: what the journal calls the caller of a request."""
+        self._till = till
+        self._accounts = accounts
+        self._who = who
+
+    def calls(self) -> list[Route]:
+        """All calls, with the roles that may make them."""
+        path, none = "/v1/orgs/{org}/auto-top-up", (501,)
+        put = Operation(
+            "payments", shapes.AutoTopUp, AutoTopUpBody, problems=none,
+            example={"threshold": "50", "credits": "200", "monthly_cap": "1000"},
+        )  # fmt: skip
+        calls = [
+            Route("GET", path, self.get, _SEE, about=Operation("payments", shapes.AutoTopUp, problems=none)),
+            Route("PUT", path, self.put, _EDIT, about=put),
+            Route("DELETE", path, self.delete, _EDIT, about=Operation("payments", statuses=(204,), problems=none)),
+        ]
+        return calls if self._till is not None else [call._replace(handler=not_sold(call.handler)) for call in calls]
+
+    @property
+    def till(self) -> Till:
+        assert self._till is not None, "the calls are only made with a till"
+        return self._till
+
+    async def get(self, request: web.Request) -> web.Response:
+        """An org's auto top-up, and how it stands."""
+        org = request.match_info["org"]
+        await self._accounts.balance(org)
+        return answer(top_up_shape(await self.till.top_ups.read(org), now_us()))
+
+    async def put(self, request: web.Request) -> web.Response:
+        """Sets the terms; where it was paused, it goes on."""
+        body = await read_json(request, AutoTopUpBody)
+        found = await set_terms(self.till, self._accounts, request.match_info["org"], body, self._who(request))
+        return answer(top_up_shape(found, now_us()))
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """Ends it and forgets the card; an order in flight goes on to its end."""
+        await end_top_up(self.till, request.match_info["org"], self._who(request))
+        return web.Response(status=204)
