@@ -97,6 +97,16 @@ class Org(Balance):
     policy: dict[str, Any]
 
 
+class OrgSettings(Struct, forbid_unknown_fields=True):
+    """What is set for an org; `policy`: its own mode of admission, and the like."""
+
+    org: Name
+    unlimited: bool
+    credit_line: Credits
+    contact: str | None
+    policy: dict[str, Any]
+
+
 class Grant(Struct, forbid_unknown_fields=True):
     """A grant as it was acknowledged."""
 

@@ -21,7 +21,9 @@ from enforcer.admission.http import AdmissionApi
 from enforcer.admission.kubernetes import KubernetesApi
 from enforcer.admission.slurm import SlurmApi
 from enforcer.bodies import answer
+from enforcer.budgets_api import BudgetsApi
 from enforcer.failures import Failures
+from enforcer.grants_api import GrantsApi
 from enforcer.metrics import EnforcerMetrics
 from enforcer.openapi import openapi_route
 from enforcer.orgs import OrgsApi
@@ -60,6 +62,8 @@ def build_app(
         *slurm.routes(),
         *KubernetesApi(desk, settings.sources, asks_certificates).routes(),
         *OrgsApi(ledger).routes(),
+        *GrantsApi(ledger).routes(),
+        *BudgetsApi(ledger).routes(),
         *UsageApi(ledger).routes(),
         *_service(metrics),
         *more,

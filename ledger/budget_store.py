@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
@@ -31,13 +31,17 @@ TRIES = 50
 
 @dataclass(frozen=True, slots=True)
 class BudgetState:
-    """A budget and its current period [starts, ends); `held_micro`: in holds and for running work."""
+    """A budget and its current period [starts, ends); `held_micro`: in holds and for running work.
+
+    `tag`: what the budgets of the project (or of the user in it) are, of all periods; as `if_tag` takes it.
+    """
 
     budget: Budget
     starts_us: int
     ends_us: int | None
     spent_micro: int
     held_micro: int
+    tag: str
 
     @property
     def remaining_micro(self) -> int:
@@ -87,14 +91,11 @@ class BudgetStore:
             tier = keys.tier_fields(budget.project, budget.user or "")[1 if budget.user is None else 2]
             starts, ends = budget.period_at(now)
             used = spent.get(budget.field_at(now), 0)
-            found.append(BudgetState(budget, starts, ends, used, held.get(tier, 0) + running.get(tier, 0)))
+            reserved = held.get(tier, 0) + running.get(tier, 0)
+            tag = _tag(fields, budget.project, budget.user)
+            found.append(BudgetState(budget, starts, ends, used, reserved, tag))
         order = {period: number for number, period in enumerate(PERIODS)}
         return sorted(found, key=lambda s: (s.budget.project, s.budget.user or "", order[s.budget.period]))
-
-    async def tags(self, org: str) -> dict[tuple[str, str | None], str]:
-        """(project, user) -> what the budgets of it (or of the user in it) are now, as `if_tag` takes it."""
-        fields = await again(lambda: self._client.hgetall(keys.of_org(org).budgets))
-        return tags_of(fields)
 
     async def put(
         self,
@@ -132,11 +133,13 @@ class BudgetStore:
             arguments = [token, revision, budget.id, msgspec.json.encode(budget), budget.field_at(now), str(spent)]
             script_keys = [names.org, names.budgets, names.budget_spent, names.journal]
             arguments += [msgspec.json.encode(entry), if_tag or "", *_ids(project, user)]
-            said = text((await self._scripts.budget_set.durably(script_keys, arguments))[0])
-            if said == "changed":
+            said, *more = await self._scripts.budget_set.durably(script_keys, arguments)
+            if text(said) == "changed":
                 raise _changed(project, user)
-            if said != "conflict":
-                return next(state for state in await self.states(org) if state.budget.id == budget.id)
+            if text(said) != "conflict":
+                at_once = BudgetState(budget, *budget.period_at(now), spent, 0, "")  # should it be gone already
+                found = (state for state in await self.states(org) if state.budget.id == budget.id)
+                return replace(next(found, at_once), tag=text(more[1]))
         raise LedgerUnavailable(f"org {org!r} is charged so often that its usage could not be read; a retry is safe")
 
     async def remove(
@@ -224,12 +227,6 @@ class BudgetStore:
             before, after = (run.cumulative(min(us, charged))[0] // COST_DENOMINATOR for us in (since, until))
             spent += after - before
         return spent
-
-
-def tags_of(fields: dict[bytes, bytes]) -> dict[tuple[str, str | None], str]:
-    """The same as `BudgetStore.tags`, of the hash as it is stored."""
-    wanted = {(budget.project, budget.user) for budget in decode_budgets(fields)}
-    return {pair: _tag(fields, *pair) for pair in wanted}
 
 
 def _tag(fields: dict[bytes, bytes], project: str, user: str | None) -> str:

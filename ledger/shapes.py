@@ -36,6 +36,17 @@ def balance_shape(balance: Balance) -> dict[str, Any]:
     }
 
 
+def org_shape(balance: Balance) -> dict[str, Any]:
+    """What is set for an org; its revision is `balance.revision`."""
+    return {
+        "org": balance.org,
+        "unlimited": balance.unlimited,
+        "credit_line": format_micro(balance.credit_line_micro),
+        "contact": balance.contact or None,
+        "policy": dict(balance.policy),
+    }
+
+
 def only_shape(scope: Scope) -> dict[str, list[str]]:
     """For which work a restricted grant pays; an empty list: any."""
     return {"presets": list(scope.presets), "clusters": list(scope.clusters)}
