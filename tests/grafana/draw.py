@@ -201,9 +201,10 @@ def ring(parts: list[tuple[str, float, str]], size: tuple[int, int], colours: Co
     half = min(size[1] - 50, size[0] // 2 - 20) / 2
     centre, radius = (half + 12, (size[1] - 34) / 2), half * 0.8
     drawn, rows, angle = [], [], -math.pi / 2
-    for number, (name, value, text) in enumerate(sorted(parts, key=lambda part: -part[1])):
+    places = {name: number for number, name in enumerate(sorted(name for name, _, _ in parts))}
+    for name, value, text in sorted(parts, key=lambda part: -part[1]):
         turn = min(value / whole, 0.9999) * 2 * math.pi
-        colour = colours[number % len(colours)]
+        colour = colours[places[name] % len(colours)]
         ends = [
             f"{centre[0] + radius * math.cos(at):.1f},{centre[1] + radius * math.sin(at):.1f}"
             for at in (angle, angle + turn)
