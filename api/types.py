@@ -15,7 +15,7 @@ def said(**schema: Any) -> Meta:
     return Meta(extra_json_schema=schema)
 
 
-NAME_PATTERN: Final = r"^[^\u0000-\u001F\u007F-\u009F\uD800-\uDFFF]+$"
+NAME_PATTERN: Final = r"^[^\u0000-\u001F\u007F-\u009F]+$"
 Name = Annotated[str, said(minLength=1, maxLength=253, pattern=NAME_PATTERN, examples=["acme"])]
 Credits = Annotated[
     str,

@@ -21,11 +21,9 @@ from enforcer.admission.http import AdmissionApi
 from enforcer.admission.kubernetes import KubernetesApi
 from enforcer.admission.slurm import SlurmApi
 from enforcer.bodies import answer
-from enforcer.budgets_api import BudgetsApi
 from enforcer.failures import Failures
-from enforcer.grants_api import GrantsApi
 from enforcer.metrics import EnforcerMetrics
-from enforcer.openapi import openapi_route
+from enforcer.openapi import description_routes
 from enforcer.orgs import OrgsApi
 from enforcer.problems import ERROR_PAGE, problems
 from enforcer.reaper import reaping
@@ -39,6 +37,8 @@ MoreRoutes = Callable[[Ledger], Iterable[Route]]
 MakeConsole = Callable[[Ledger], ConsoleSide]
 log = logging.getLogger(__name__)
 DESK: Final = web.AppKey("desk", Desk)
+ROUTES: Final[web.AppKey[list[Route]]] = web.AppKey("routes")
+"""All calls that an application serves."""
 
 
 def build_app(
@@ -62,14 +62,13 @@ def build_app(
         *slurm.routes(),
         *KubernetesApi(desk, settings.sources, asks_certificates).routes(),
         *OrgsApi(ledger).routes(),
-        *GrantsApi(ledger).routes(),
-        *BudgetsApi(ledger).routes(),
         *UsageApi(ledger).routes(),
         *_service(metrics),
         *more,
         *(console.routes if console is not None else ()),
     ]
-    routes.append(openapi_route(list(routes)))
+    routes += description_routes(list(routes))
+    app[ROUTES] = routes
     guard = Guard(ledger.tokens, settings.admission.decision_seconds, failures or Failures(), console)
     for route in routes:
         app.router.add_route(route.method, route.path, guard.guarded(route))

@@ -91,7 +91,7 @@ class EnforcerMetrics:
             await client.hincrby(keys.ADMISSIONS, keys.US.join((self.instance, decision, code)), value)
 
     async def serve(self, request: web.Request) -> web.Response:
-        """`/metrics`."""
+        """What the enforcer counts, for Prometheus."""
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         body = await asyncio.to_thread(encode, self.registry)
         return web.Response(body=body, headers={"Content-Type": content_type})

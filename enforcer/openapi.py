@@ -16,6 +16,7 @@ from api.routes import Operation, Route
 from api.shapes import Problem
 from api.types import Name
 from enforcer.bodies import answer
+from enforcer.docs_page import render
 
 VERSION: Final = "3.1.0"
 TAGS: Final = {
@@ -82,18 +83,30 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
     }
 
 
-def openapi_route(routes: list[Route]) -> Route:
-    """The route that serves the document of all these, itself among them."""
-    text: list[dict[str, Any]] = []
+def description_routes(routes: list[Route]) -> list[Route]:
+    """The routes that serve the document of all these and themselves: for programs, and as a page."""
+    made: list[tuple[dict[str, Any], str, dict[str, str]]] = []
 
-    async def serve(request: web.Request) -> web.Response:
+    def description() -> tuple[dict[str, Any], str, dict[str, str]]:
+        if not made:
+            document = describe([*routes, *own])
+            made.append((document, *render(document)))
+        return made[0]
+
+    async def for_programs(request: web.Request) -> web.Response:
         """This document."""
-        if not text:
-            text.append(describe([*routes, route]))
-        return answer(text[0])
+        return answer(description()[0])
 
-    route = Route("GET", "/openapi.json", serve, None, about=Operation("service", dict[str, Any]))
-    return route
+    async def for_people(request: web.Request) -> web.Response:
+        """This document as a page."""
+        _, page, headers = description()
+        return web.Response(text=page, content_type="text/html", headers=headers)
+
+    own = [
+        Route("GET", "/openapi.json", for_programs, None, about=Operation("service", dict[str, Any])),
+        Route("GET", "/docs", for_people, None, about=Operation("service", media={"text/html": "A page to read."})),
+    ]
+    return own
 
 
 def parameters_of(kind: Any) -> dict[str, tuple[bool, dict[str, Any]]]:
