@@ -18,6 +18,7 @@ from enforcer.stages import Policy, Stage
 from ledger.clock import Clock
 from ledger.exhaustion import ORG_TIER, Act, RunningWork, TierState
 from ledger.refusal_text import Circumstances, running_out
+from ledger.scopes import is_class
 from ledger.store import Ledger
 
 SIGNALLED, SUSPENDED, STOPPED, CANNOT = "signal", "suspend", "stop", "cannot"
@@ -156,5 +157,5 @@ class Acting:
         """For the person whose work it is. `until_us`: the end of its grace, None where that is over."""
         return running_out(
             case.whose, case.since_us, case.policy.then, until_us, case.org, case.about,
-            is_budget=case.tier != ORG_TIER, renews_us=case.renews_us,
+            is_budget=case.tier != ORG_TIER and not is_class(case.tier), renews_us=case.renews_us,
         )  # fmt: skip

@@ -23,6 +23,7 @@ from enforcer.lease import Lease, LeaseLost
 from enforcer.metrics import EnforcerMetrics
 from enforcer.notify import Notifier
 from enforcer.stages import WORDS, Policy, Stage, TierFacts, decide
+from enforcer.work_tiers import work_tiers
 from ledger import keys
 from ledger.accounts import Balance
 from ledger.budget_store import BudgetState
@@ -53,8 +54,14 @@ class _Tier:
     user: str | None = None
     field: str = ""
     """Of `held` and `running`."""
+    work: tuple[str, str] | None = None
+    """Only what runs in this cluster on this preset."""
+    only_new: bool = False
+    """Whether what runs is left to other tiers."""
 
     def covers(self, work: RunningWork) -> bool:
+        if self.work is not None:
+            return (work.cluster, work.preset) == self.work
         return self.project is None or (work.project == self.project and self.user in (None, work.user))
 
 
@@ -151,12 +158,13 @@ class Reaper:
                 and not replace(tier.facts, wanted_micro=tier.facts.wanted_micro - unsure.get(tier.field, 0)).is_dry
             )
             facts = _not_fresh(tier.facts) if only_by_stale or len(fresh) < len(mine) else tier.facts
-            after = decide(tier.state, facts, policy)
+            its_policy = replace(policy, then="block") if tier.only_new else policy
+            after = decide(tier.state, facts, its_policy)
             if after != tier.state:
-                await self._enter(org, tier, after, policy)
-            if tier.name == ORG_TIER:
-                stage = Stage(after.stage)
-            await self._act(org, tier, after, policy, [] if only_by_stale else fresh, acted, balance)
+                await self._enter(org, tier, after, its_policy)
+            if tier.name == ORG_TIER or tier.work is not None:
+                stage = max(stage, Stage(after.stage))
+            await self._act(org, tier, after, its_policy, [] if only_by_stale else fresh, acted, balance)
         known = {tier.name for tier in tiers}
         for name in state.stages.keys() - known:  # its budget was removed
             await self._ledger.exhaustion.write(org, name, state.stages[name], None, None)
@@ -240,8 +248,13 @@ def _tiers(
     org: str, balance: Balance, budgets: Sequence[BudgetState], state: ExhaustionState, now: int, hold_us: int
 ) -> list[_Tier]:
     wanted = state.running.get("", 0)
-    facts = TierFacts(now, balance.left_micro, state.held.get("", 0), wanted, balance.burn_micro, balance.unlimited)
-    tiers = [_Tier(ORG_TIER, f"org {org}", facts, state.stages.get(ORG_TIER, TierState()))]
+    facts = TierFacts(now, balance.usable_micro, state.held.get("", 0), wanted, balance.burn_micro, balance.unlimited)
+    classes = work_tiers(org, balance, state, now, hold_us)
+    before = state.stages.get(ORG_TIER, TierState())
+    tiers = [_Tier(ORG_TIER, f"org {org}", facts, before, only_new=bool(classes))]
+    for name, title, work, its_facts in classes:
+        before = state.stages.get(name, TierState())
+        tiers.append(_Tier(name, title, its_facts, before, field=name, work=work))
     for one in budgets:
         budget = one.budget
         field = tier_fields(budget.project, budget.user or "")[1 if budget.user is None else 2]

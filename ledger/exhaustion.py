@@ -15,6 +15,7 @@ from ledger.connect import Client, again
 from ledger.lua import Scripts, text
 from ledger.org_state import Row, decode_rows
 from ledger.runs import OPEN, Run
+from ledger.scopes import preset_of
 
 ORG_TIER: Final = ""
 """Names the org among the tiers; a budget's tier is named by its id."""
@@ -41,6 +42,7 @@ class RunningWork:
     project: str
     user: str
     started_us: int = 0
+    preset: str = ""
 
 
 class Act(NamedTuple):
@@ -161,7 +163,8 @@ def _is_suspended(run: Run) -> bool:
 
 
 def _work(run: Run, row: Row) -> RunningWork:
-    return RunningWork(run.source, run.id, run.cluster, row.project, row.user, run.started_us or 0)
+    preset = preset_of(row.kind, row.resource, row.app)
+    return RunningWork(run.source, run.id, run.cluster, row.project, row.user, run.started_us or 0, preset)
 
 
 def _split(field: str) -> tuple[str, str, str]:

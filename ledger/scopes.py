@@ -65,6 +65,11 @@ def class_field(cluster: str, preset: str) -> str:
     return f"{_PREFIX}{cluster}{US}{preset}"
 
 
+def is_class(field: str) -> bool:
+    """Whether a field of sums, or a name of a tier, is a class of work."""
+    return field.startswith(_PREFIX) and field.count(US) == 2
+
+
 def classes_in(fields: Mapping[str, int]) -> dict[tuple[str, str], int]:
     """(cluster, preset) -> amount, of the fields of `held` or `running` that are classes."""
     return {

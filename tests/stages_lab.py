@@ -83,12 +83,15 @@ class Cluster:
             self.metrics, lambda: self.now, interval_seconds=interval, notifier=notifier,
         )  # fmt: skip
         self.jobs: dict[str, tuple[str, str]] = {}
+        self.presets: dict[str, str] = {}
+        """Of jobs that do not run on `small`."""
         self.starts: dict[str, int] = {}
         self.suspensions: dict[str, list[tuple[int, int | None]]] = {}
         self.grants = 0
 
     async def setup(self, credits_micro: int, *jobs: str, project: str = "p") -> None:
-        await self.ledger.rates.publish(RatePlan("c", ((0, RateTable({"small": 4_000_000_000})),)))
+        table = RateTable({"small": 4_000_000_000, "large": 4_000_000_000})
+        await self.ledger.rates.publish(RatePlan("c", ((0, table),)))
         await self.grant(credits_micro)
         self.jobs = dict.fromkeys(jobs, (project, "u"))
 
@@ -103,7 +106,7 @@ class Cluster:
     async def meter(self) -> None:
         listed = [
             Observation(
-                job, Kind.JOB, "acme", project, user, "small", "", self.starts.get(job, T0),
+                job, Kind.JOB, "acme", project, user, self.presets.get(job, "small"), "", self.starts.get(job, T0),
                 suspended=tuple(self.suspensions.get(job, ())),
             )
             for job, (project, user) in self.jobs.items()
