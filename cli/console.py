@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from enforcer.app import MakeConsole
     from enforcer.failures import Failures
     from ledger.store import Ledger
-
-log = logging.getLogger("console")
 
 
 @asynccontextmanager
@@ -46,18 +43,19 @@ def console_side(
     from console.sessions import Sessions
     from console.sign_in import Door, SignIn
     from enforcer.access import ConsoleSide, Route, token_of
+    from enforcer.addresses import address_of
+    from ledger.audit import Audit
     from ledger.sessions import SessionStore
-
-    async def audit(what: str, who: str, address: str | None) -> None:
-        log.info("%s: %s, from %s", what, who, address)
 
     settings = given.console
     store = SessionStore(ledger.client, settings.session_hours * 3600, settings.idle_minutes * 60, ledger.clock)
     sessions = Sessions(store, settings)
     pages = Pages(sessions, token_of)
     button = None if settings.oidc is None else settings.oidc.button
-    door = Door(pages, sessions, ledger.tokens, failures, audit, button)
-    calls = [*pages.calls(), *SignIn(door).calls(), *org_calls(Desk(ledger, pages, till))]
+    audit = Audit(ledger.client, ledger.clock)
+    door = Door(pages, sessions, ledger.tokens, failures, audit, address_of, button)
+    desk = Desk(ledger, pages, till, address_of)
+    calls = [*pages.calls(), *SignIn(door).calls(), *org_calls(desk)]
     if provider is not None:
         calls += OidcSignIn(door, provider).calls()
     return ConsoleSide(sessions.identify, pages.error_page, [Route(*call) for call in calls])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from aiohttp import web
 
@@ -19,18 +21,33 @@ CHANGE = ("admin", "owner")
 _AT_ONCE = 2
 
 
+class Signed(TypedDict):
+    """Who changes something, and from where: as the ledger's calls take it."""
+
+    who: str
+    address: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """`till` None: nothing is sold. `turns`: reads of usage go on beside admissions, a few at a time."""
+    """`till` None: nothing is sold. `turns`: reads of usage go on beside admissions, a few at a time.
+
+    `address_of`: the caller's address, for the journal.
+    """
 
     ledger: Ledger
     pages: Pages
     till: Till | None
+    address_of: Callable[[web.Request], str | None]
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
 
     def caller(self, request: web.Request) -> Token:
         """Who asks, in a guarded request."""
         return self.pages.token_of(request)
+
+    def signed(self, request: web.Request) -> Signed:
+        """For the journal: `**desk.signed(request)`."""
+        return Signed(who=self.caller(request).who, address=self.address_of(request))
 
     def may_change(self, request: web.Request) -> bool:
         """Whether the caller sees forms."""

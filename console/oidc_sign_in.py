@@ -104,7 +104,7 @@ class OidcSignIn:
             log.warning("%s signed in at the provider, from %s, but no rule gives a role", name, request.remote)
             return self._door.page(request, after, _NO_ROLE.format(name=name), 403)
         session = self._door.sessions.store.of_person(settings.issuer, claims["sub"], name, choices)
-        await self._door.audit("sign-in", f"sso:{name}", request.remote)
+        await self._door.note("signed_in", f"sso:{name}", request)
         return await self._door.enter(request, session, after)
 
     def _failed(self, request: web.Request, error: ProviderError, after: str) -> web.Response:

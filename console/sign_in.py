@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 from urllib.parse import quote
@@ -14,6 +14,7 @@ from console.calls import Call
 from console.pages import Pages, org_url
 from console.places import HOME, SIGN_IN, safe_next
 from console.sessions import Sessions
+from ledger.audit import Audit
 from ledger.sessions import Session
 from ledger.tokens import Tokens
 
@@ -30,9 +31,6 @@ _SCHEDULER: Final = (
     "or of role admin."
 )
 _MANY: Final = "Too many tokens from this address were none. Try again in {seconds} s."
-
-Audit = Callable[[str, str, str | None], Awaitable[None]]
-"""(what, who, address): notes that somebody signed in or out."""
 
 
 class Failures(Protocol):
@@ -54,7 +52,12 @@ class Door:
     tokens: Tokens
     failures: Failures
     audit: Audit
+    address_of: Callable[[web.Request], str | None]
     provider: str | None = None
+
+    async def note(self, kind: str, who: str, request: web.Request, **facts: str | None) -> None:
+        """For the audit. Raises: LedgerUnavailable."""
+        await self.audit.add(kind, who, self.address_of(request), **facts)
 
     async def enter(self, request: web.Request, session: Session, after: str) -> web.Response:
         """Signs in, and goes on to a page (a safe one, see `safe_next`)."""
@@ -120,7 +123,7 @@ class SignIn:
             return self._refuse(request, after)
         if token.role not in EVERYBODY:
             return self._door.page(request, after, _SCHEDULER, 403)
-        await self._door.audit("sign-in", token.who, request.remote)
+        await self._door.note("signed_in", token.who, request)
         return await self._door.enter(request, self._sessions.store.of_token(token), after)
 
     def _refuse(self, request: web.Request, after: str) -> web.Response:
@@ -144,7 +147,7 @@ class SignIn:
         said = "You are signed out everywhere." if everywhere else "You are signed out."
         response = self._pages.redirect(request, SIGN_IN, said)
         await self._sessions.end(request, response, everywhere=everywhere)
-        await self._door.audit("sign-out everywhere" if everywhere else "sign-out", _who(session), request.remote)
+        await self._door.note("signed_out_everywhere" if everywhere else "signed_out", _who(session), request)
         return response
 
     async def choices(self, request: web.Request) -> web.Response:
@@ -167,7 +170,7 @@ class SignIn:
         response = self._pages.redirect(request, safe_next(form.get("next", "")))
         await self._sessions.choose(request, response, session, int(text))
         role, org = session.choices[int(text)]
-        await self._door.audit(f"chose {role}{f' of {org}' if org else ''}", _who(session), request.remote)
+        await self._door.note("role_chosen", _who(session), request, role=role, org=org)
         return response
 
     async def session(self, request: web.Request) -> web.Response:
