@@ -21,7 +21,9 @@ from enforcer.admission.http import AdmissionApi
 from enforcer.admission.kubernetes import KubernetesApi
 from enforcer.admission.slurm import SlurmApi
 from enforcer.bodies import answer
+from enforcer.budgets_api import BudgetsApi
 from enforcer.failures import Failures
+from enforcer.grants_api import GrantsApi
 from enforcer.metrics import EnforcerMetrics
 from enforcer.openapi import description_routes
 from enforcer.orgs import OrgsApi
@@ -53,6 +55,7 @@ def build_app(
     desk = Desk(ledger, settings.admission, metrics, clock, buy_url)
     slurm = SlurmApi(desk, [source for source in settings.sources if isinstance(source, SlurmSource)])
     asks_certificates = settings.enforcer.tls is not None and settings.enforcer.tls.client_ca is not None
+    kubernetes = KubernetesApi(desk, settings.sources, asks_certificates)
     proxies = settings.enforcer.trusted_proxies
     middlewares = [behind(proxies), problems] if proxies else [problems]
     app = web.Application(middlewares=middlewares, client_max_size=4 * 1024 * 1024)
@@ -60,8 +63,10 @@ def build_app(
     routes: list[Route] = [
         *AdmissionApi(desk).routes(),
         *slurm.routes(),
-        *KubernetesApi(desk, settings.sources, asks_certificates).routes(),
+        *kubernetes.routes(),
         *OrgsApi(ledger).routes(),
+        *GrantsApi(ledger).routes(),
+        *BudgetsApi(ledger).routes(),
         *UsageApi(ledger).routes(),
         *_service(metrics),
         *more,
@@ -72,9 +77,10 @@ def build_app(
     guard = Guard(ledger.tokens, settings.admission.decision_seconds, failures or Failures(), console)
     for route in routes:
         app.router.add_route(route.method, route.path, guard.guarded(route))
+    app.router.add_post("/k8s/admission/{path:.*}", kubernetes.misdirected)
     if console is not None:
         app[ERROR_PAGE] = console.error_page
-    app.cleanup_ctx.append(_background(desk, slurm, [source.cluster for source in settings.sources]))
+    app.cleanup_ctx.append(_background(desk, slurm, kubernetes, [source.cluster for source in settings.sources]))
     return app
 
 
@@ -89,7 +95,7 @@ def _service(metrics: EnforcerMetrics) -> list[Route]:
 
 
 def _background(
-    desk: Desk, slurm: SlurmApi, clusters: Sequence[str]
+    desk: Desk, slurm: SlurmApi, kubernetes: KubernetesApi, clusters: Sequence[str]
 ) -> Callable[[web.Application], AsyncIterator[None]]:
     async def run(app: web.Application) -> AsyncIterator[None]:
         await desk.metrics.load(desk.ledger)
@@ -101,6 +107,7 @@ def _background(
         yield
         for tree in slurm.trees.values():
             await tree.stop()
+        await kubernetes.close()
         await desk.aftermath.stop()
 
     return run

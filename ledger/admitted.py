@@ -1,39 +1,44 @@
-"""Which of an org's jobs were admitted before, so that a scheduler that starts one anew is not refused."""
+"""Which of an org's pods were admitted before, so that a scheduler that starts one anew is not refused."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+from typing import Any, Final
 
 from ledger import keys
 from ledger.clock import Clock, now_us
-from ledger.lua import Scripts
+from ledger.connect import Client, again
 
 REMEMBERED_US: Final = 30 * 86_400_000_000
-_MOST: Final = 1000
-"""Starts anew that a job of many pods can have open."""
+KEPT: Final = 100_000
+"""Of an org; the oldest are forgotten."""
 
 
 class Admitted:
-    """Jobs by all that tells them apart; each admission allows one start anew within 30 days."""
+    """Work by all that tells it apart, by when it was last admitted and paid for; forgotten after 30 days."""
 
-    def __init__(self, scripts: Scripts, clock: Clock | None = None) -> None:
-        self._script = scripts.admitted
+    def __init__(self, client: Client, clock: Clock | None = None) -> None:
+        self._client: Any = client
         self._clock: Clock = clock or now_us
 
-    async def add(self, org: str, *parts: str) -> None:
-        """A job was admitted: its cluster, place, creator, id, ...: what a copy of it would not have.
+    async def add(self, org: str, *identity: str) -> None:
+        """Remember one. Raises: LedgerUnavailable."""
+        name, now = keys.of_org(org).admitted, self._clock()
 
-        Raises: LedgerUnavailable. A lost answer may count it twice.
-        """
-        await self._call("add", org, parts)
+        async def write() -> None:
+            async with self._client.pipeline(transaction=False) as pipe:
+                pipe.zadd(name, {_digest(identity): now})
+                pipe.zremrangebyscore(name, "-inf", now - REMEMBERED_US)
+                pipe.zremrangebyrank(name, 0, -KEPT - 1)
+                await pipe.execute()
 
-    async def take(self, org: str, *parts: str) -> bool:
-        """Whether a job that would be refused may be started anew, which uses that up. Raises: LedgerUnavailable."""
-        return bool(await self._call("take", org, parts))
+        await again(write)
 
-    async def _call(self, what: str, org: str, parts: tuple[str, ...]) -> int:
-        names, now = keys.of_org(org), self._clock()
-        digest = hashlib.sha256(keys.US.join(parts).encode()).hexdigest()[:32]
-        arguments = [what, digest, str(now), str(now - REMEMBERED_US), str(_MOST)]
-        return int(await self._script([names.admitted, names.vouchers], arguments))
+    async def has(self, org: str, *identity: str) -> bool:
+        """Whether it was admitted within 30 days. Raises: LedgerUnavailable."""
+        score = await again(lambda: self._client.zscore(keys.of_org(org).admitted, _digest(identity)))
+        return score is not None and float(score) > self._clock() - REMEMBERED_US
+
+
+def _digest(identity: tuple[str, ...]) -> str:
+    return hashlib.sha256(keys.US.join(identity).encode()).hexdigest()[:32]

@@ -191,13 +191,8 @@ class OrgKeys:
 
     @property
     def admitted(self) -> str:
-        """Sorted set: digest of a scheduler's job, by the instant (us) it was last admitted."""
+        """Sorted set: digest of what tells a pod apart, by the instant (us) it was last admitted."""
         return self._key("admitted")
-
-    @property
-    def vouchers(self) -> str:
-        """Hash: digest of a scheduler's job -> how often it may be started anew without credits."""
-        return self._key("vouchers")
 
     @property
     def held(self) -> str:

@@ -123,7 +123,6 @@ class Scripts:
 
     def __init__(self, client: Client) -> None:
         self.admit = Script(client, "admit")
-        self.admitted = Script(client, "admitted")
         self.balance = Script(client, "balance")
         self.budget_remove = Script(client, "budget_remove")
         self.budget_set = Script(client, "budget_set")

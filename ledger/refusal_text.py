@@ -109,6 +109,11 @@ def let_through(cluster: str) -> str:
     return f"Credits of cluster {cluster} cannot be checked right now; this starts anyway and is charged later."
 
 
+def started_anew(refusal: str) -> str:
+    """Allowed because the same work was admitted before."""
+    return f"This was admitted before, so it starts anew all the same. {refusal}"
+
+
 def shadowed(refusal: str) -> str:
     """Allowed because refusals are only tried out."""
     return f"This starts, since refusals are only tried out here; it would be refused: {refusal}"

@@ -41,7 +41,7 @@ class Ledger:
         self.rates = RatesStore(client, self.scripts, clock)
         self.budgets = BudgetStore(client, self.scripts, self.rates, clock)
         self.admissions = Admissions(client, self.scripts, self.rates, self.budgets, clock)
-        self.admitted = Admitted(self.scripts, clock)
+        self.admitted = Admitted(client, clock)
         self.exhaustion = ExhaustionStore(client, self.scripts)
         self.refusals = Refusals(client)
         self.tokens = Tokens(client, clock)

@@ -64,6 +64,21 @@ class _List(msgspec.Struct):
     items: list[_Object] = []
 
 
+def rest_of(settings: KubernetesSettings, environ: Mapping[str, str] = os.environ) -> Rest:
+    """The API server of a source: as the settings say, else that of the cluster this runs in."""
+    url, token, ca_file = settings.url, settings.token, settings.ca_file
+    if url is None:
+        host = environ.get("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc")
+        url = f"https://{host}:{environ.get('KUBERNETES_SERVICE_PORT', '443')}"
+        ca_file = ca_file or _ACCOUNT / "ca.crt"
+        if token is None and settings.client_cert is None:
+            token = Secret(file=_ACCOUNT / "token")
+    return Rest(
+        url, token, ca_file=ca_file, client_cert=settings.client_cert, client_key=settings.client_key,
+        timeout_seconds=settings.timeout_seconds,
+    )  # fmt: skip
+
+
 class KubernetesActions:
     """Workload ids are the UIDs of pods, of which one list finds as many as are asked for until it is old."""
 
@@ -75,21 +90,7 @@ class KubernetesActions:
         self._clock = clock
         self._pods: dict[str, _Metadata] = {}
         self._listed_us = -_LIST_US - 1
-        url, token, ca_file = settings.url, settings.token, settings.ca_file
-        if url is None:
-            host = environ.get("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc")
-            url = f"https://{host}:{environ.get('KUBERNETES_SERVICE_PORT', '443')}"
-            ca_file = ca_file or _ACCOUNT / "ca.crt"
-            if token is None and settings.client_cert is None:
-                token = Secret(file=_ACCOUNT / "token")
-        self._rest = Rest(
-            url,
-            token,
-            ca_file=ca_file,
-            client_cert=settings.client_cert,
-            client_key=settings.client_key,
-            timeout_seconds=settings.timeout_seconds,
-        )
+        self._rest = rest_of(settings, environ)
 
     async def signal(self, workload_id: str, reason: str) -> Outcome:
         """Annotate the pod and write an event. Raises: ActionError."""

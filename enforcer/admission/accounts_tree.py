@@ -24,6 +24,7 @@ class AccountTree:
     def __init__(self, source: SlurmSource) -> None:
         self._source = source
         self._text: str | None = None if needs_tree(source.rules) else ""
+        self._told = ""
         self._task: asyncio.Task[None] | None = None
 
     def parents(self, slurm_cluster: str) -> Mapping[str, str] | None:
@@ -45,10 +46,21 @@ class AccountTree:
             try:
                 self._text = await self._read()
             except (OSError, TimeoutError, ValueError) as error:
-                log.warning("the account tree of Slurm cluster %s cannot be read: %s", self._source.cluster, error)
+                self._tell(str(error) or f"no answer within {self._source.timeout_seconds:g} s")
                 await asyncio.sleep(_AGAIN_SECONDS)
             else:
+                self._tell("")
                 await asyncio.sleep(_EVERY_SECONDS)
+
+    def _tell(self, trouble: str) -> None:
+        """Once, and again when it is another trouble, or over."""
+        if trouble == self._told:
+            return
+        self._told = trouble
+        if trouble:
+            log.warning("the account tree of Slurm cluster %s cannot be read: %s", self._source.cluster, trouble)
+        else:
+            log.info("the account tree of Slurm cluster %s can be read again", self._source.cluster)
 
     async def _read(self) -> str:
         source = self._source

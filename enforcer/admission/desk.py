@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -13,15 +16,16 @@ from enforcer.aftermath import Aftermath
 from enforcer.deadlines import Deadlines
 from enforcer.metrics import ALLOWED, DENIED, EXCEPTED, SHADOWED, EnforcerMetrics
 from ledger import refusal_text
-from ledger.admission import AdmissionRequest, Decision, Terms
+from ledger.admission import AdmissionRequest, Decision, Quote, Terms
 from ledger.clock import Clock
-from ledger.errors import LedgerUnavailable
+from ledger.errors import CreditsError, LedgerUnavailable
 from ledger.hold_ids import new_hold_id
 from ledger.journal import decision_entry
 from ledger.model import Code
 from ledger.refusals import EXCEPTION, REFUSAL, SHADOW, Refused
 from ledger.store import Ledger
 
+log = logging.getLogger(__name__)
 _OFF: Final = Decision(True, Code.OK, "Credits are not checked here.")
 
 
@@ -41,8 +45,13 @@ class Desk:
         self._deadlines = Deadlines(settings.decision_seconds)
         self._let_through: dict[str, int] = {}
 
-    async def decide(self, request: AdmissionRequest, *, who: str, via: str) -> Decision:
-        """The decision on a request, within the time set for it. `via`: how it was asked, for the journal."""
+    async def decide(
+        self, request: AdmissionRequest, *, who: str, via: str, excuse: Callable[[], Awaitable[bool]] | None = None
+    ) -> Decision:
+        """The decision on a request, within the time set for it. `via`: how it was asked, for the journal.
+
+        `excuse`: asked where it is refused, whether it is to be let through all the same.
+        """
         mode = self.settings.mode_of(request.cluster)
         if mode == "off":
             return _OFF
@@ -61,11 +70,34 @@ class Desk:
             self.metrics.count(SHADOWED, decision.code)
             self._journal(SHADOW, request, decision, who, via)
             decision = replace(decision, allowed=True, reason=refusal_text.shadowed(decision.reason))
+        elif excuse is not None and await self._is_excused(excuse, start):
+            decision = replace(decision, allowed=True, reason=refusal_text.started_anew(decision.reason))
+            self.metrics.count(EXCEPTED, decision.code)
+            self._journal(EXCEPTION, request, decision, who, via)
         else:
             self.metrics.count(DENIED, decision.code)
             self._journal(REFUSAL, request, decision, who, via)
         self.metrics.observe(time.perf_counter() - start)
         return decision
+
+    async def quote(self, request: AdmissionRequest) -> Quote:
+        """What work would cost, within the time set for a decision. Raises: LedgerUnavailable."""
+        if self.aftermath.is_away:
+            raise LedgerUnavailable(refusal_text.ledger_unavailable())
+        try:
+            return await self._deadlines.within(self.ledger.admissions.quote(request, self.terms))
+        except (LedgerUnavailable, TimeoutError) as error:
+            self.aftermath.lost()
+            raise LedgerUnavailable(refusal_text.ledger_unavailable()) from error
+
+    async def _is_excused(self, excuse: Callable[[], Awaitable[bool]], start: float) -> bool:
+        """In what is left of the time for a decision."""
+        try:
+            async with asyncio.timeout(self.settings.decision_seconds - (time.perf_counter() - start)):
+                return await excuse()
+        except (CreditsError, TimeoutError) as error:
+            log.warning("whether refused work is to be let through is not known: %s", error)
+            return False
 
     def refuse(self, request: AdmissionRequest, decision: Decision, *, who: str, via: str) -> Decision:
         """A refusal that needs no ledger (nobody pays for the account, ...), with all that goes with one."""

@@ -97,7 +97,7 @@ class AdmissionApi:
         """The same question without setting anything aside: what work would cost, and how long credits last."""
         asked = (await read_json(request, AdmissionBody)).request()
         check_org(token_of(request), asked.org)
-        return answer(quote_shape(await self._desk.ledger.admissions.quote(asked, self._desk.terms)))
+        return answer(quote_shape(await self._desk.quote(asked)))
 
     async def release(self, request: web.Request) -> web.Response:
         """The work was not started after all: gives back what was set aside."""

@@ -17,6 +17,7 @@ from config.preset_sizes import FittingPresets, rooms
 from config.sources import KubernetesSource, SourceSettings
 from enforcer.access import ADMIN, SCHEDULER
 from enforcer.admission.desk import Desk
+from enforcer.admission.namespaces import NamespaceLabels
 from enforcer.admission.review import NotAReview, Work, parse_review, passes, review_answer, work_of
 from enforcer.bodies import read_bytes
 from enforcer.problems import Problem
@@ -24,6 +25,8 @@ from ledger.admission import Decision
 from ledger.errors import CreditsError
 from ledger.model import Code
 
+_ASIDE_PART: Final = 0.25
+"""Of the time for a decision: what a look at the namespace may take, and noting who was admitted."""
 BODY_MAX: Final = 3 * 1024 * 1024 + 64 * 1024
 log = logging.getLogger(__name__)
 
@@ -41,14 +44,29 @@ class KubernetesApi:
             found = [KubernetesSource(name=f"kubernetes-{name}", cluster=name) for name in clusters]
         self._sources = {source.cluster: source for source in found}
         self._sizes = {source.cluster: FittingPresets(rooms(source.presets)) for source in found}
+        seconds = desk.settings.decision_seconds * _ASIDE_PART
+        self._namespaces = {source.cluster: NamespaceLabels(source, seconds) for source in found}
 
     def routes(self) -> list[Route]:
         paths = ("/k8s/admission", "/k8s/admission/{cluster}", "/k8s/admission/{cluster}/{token}")
         about = Operation(
-            "admission", dict[str, Any], dict[str, Any], path={"token": str}, problems=(401, 404, 503),
+            "admission", dict[str, Any], dict[str, Any], path={"token": str}, problems=(400, 401, 503),
             body_max=BODY_MAX,
         )  # fmt: skip
         return [Route("POST", path, self.review, None, about=about) for path in paths]
+
+    async def close(self) -> None:
+        """Close the connections to the API servers."""
+        for namespaces in self._namespaces.values():
+            await namespaces.close()
+
+    async def misdirected(self, request: web.Request) -> web.StreamResponse:
+        """A path below /k8s/admission that is none of ours: never 404, which means an object."""
+        known = ", ".join(sorted(self._sources))
+        raise Problem(
+            400, "not_a_review",
+            f"Reviews are sent by POST to /k8s/admission/CLUSTER, or /k8s/admission/CLUSTER/TOKEN; clusters: {known}.",
+        )  # fmt: skip
 
     async def review(self, request: web.Request) -> web.Response:
         """Kubernetes' question about a pod or job: an AdmissionReview (admission.k8s.io/v1), in and out.
@@ -66,7 +84,8 @@ class KubernetesApi:
             why = passes(review, settings)
             if why is not None:
                 return _json(review_answer(uid, True, noted={"passed": why}))
-            work = work_of(review, settings, self._sizes[settings.cluster])
+            owner = await self._namespaces[settings.cluster].place(review.namespace or "")
+            work = work_of(review, settings, self._sizes[settings.cluster], owner or ("", ""))
             decision = await self._decide(work, f"{review.who} ({settings.cluster})")
         except NotAReview as error:
             if not uid:
@@ -91,18 +110,20 @@ class KubernetesApi:
             code = Code.UNPRICED if asked.org else Code.UNKNOWN_ORG
             reason = f"Label {work.missing} is missing, so nobody could be charged. Set it, or ask an administrator."
             return self._desk.refuse(asked, Decision(False, code, reason), who=who, via="kubernetes")
-        decision = await self._desk.decide(asked, who=who, via="kubernetes")
-        if not work.job or asked.dry_run or decision.code is Code.LEDGER_UNAVAILABLE:
-            return decision
-        try:
-            async with asyncio.timeout(self._desk.settings.decision_seconds / 2):
-                if decision.allowed:
-                    await self._desk.ledger.admitted.add(asked.org, asked.cluster, work.job)
-                elif await self._desk.ledger.admitted.take(asked.org, asked.cluster, work.job):
-                    # Refused when it is started anew, the platform's job would go on without its pod, and cost.
-                    return Decision(True, decision.code, f"This job was admitted before. {decision.reason}")
-        except (CreditsError, TimeoutError) as error:
-            log.warning("whether job %s was admitted before is not known: %s", work.job, error)
+        admitted, identity = self._desk.ledger.admitted, work.identity
+
+        async def was_admitted() -> bool:
+            # Refused when it is started anew, the platform's job would go on without its pod, and cost.
+            return await admitted.has(asked.org, *identity)
+
+        decision = await self._desk.decide(asked, who=who, via="kubernetes", excuse=was_admitted if identity else None)
+        # What is let through for another reason than that it is paid for is no more admitted than before.
+        if identity and decision.allowed and decision.code is Code.OK and decision.hold_id:
+            try:
+                async with asyncio.timeout(self._desk.settings.decision_seconds * _ASIDE_PART):
+                    await admitted.add(asked.org, *identity)
+            except (CreditsError, TimeoutError) as error:
+                log.warning("that pod %s was admitted cannot be noted: %s", asked.workload_id, error)
         return decision
 
     def _unpriced_is_denied(self, cluster: str) -> bool:

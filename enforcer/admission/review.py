@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from config.kubernetes_rules import place
 from config.preset_sizes import Container, FittingPresets, Size, pod_size
 from config.sources import KubernetesSource
 from ledger.admission import AdmissionRequest
@@ -39,10 +40,12 @@ class _User(msgspec.Struct):
 class _Owner(msgspec.Struct):
     kind: str = ""
     uid: str = ""
+    controller: bool | None = None
 
 
 class _Meta(msgspec.Struct, rename="camel"):
     uid: str | None = None
+    name: str | None = None
     labels: dict[str, str] | None = None
     owner_references: list[_Owner] | None = None
 
@@ -112,11 +115,15 @@ class _Review(msgspec.Struct, rename="camel"):
 
 
 class Work(msgspec.Struct, frozen=True):
-    """A pod or job that wants to start. `job`: the platform's own id of it. `missing`: a label that is not there."""
+    """A pod or job that wants to start. `missing`: a label that is not there.
+
+    `identity`: what a start of the same job anew has in common with the first, and no other pod: () where there is
+    no such thing. Its user writes labels, but neither chooses who makes it nor has two pods of a name.
+    """
 
     request: AdmissionRequest
-    job: str = ""
     missing: str = ""
+    identity: tuple[str, ...] = ()
 
 
 def parse_review(data: bytes) -> ReviewRequest:
@@ -143,8 +150,12 @@ def passes(review: ReviewRequest, settings: KubernetesSource) -> str | None:
     return None
 
 
-def work_of(review: ReviewRequest, settings: KubernetesSource, sizes: FittingPresets) -> Work:
+def work_of(
+    review: ReviewRequest, settings: KubernetesSource, sizes: FittingPresets, owner: tuple[str, str] = ("", "")
+) -> Work:
     """The pod or job as the meter would see it: same labels, same id, same preset.
+
+    `owner`: org and project by the labels of its namespace, as far as they are known.
 
     Raises: NotAReview for an object that cannot be one.
     """
@@ -156,7 +167,8 @@ def work_of(review: ReviewRequest, settings: KubernetesSource, sizes: FittingPre
     if is_job and spec.template is not None and spec.template.metadata is not None:
         labels |= spec.template.metadata.labels or {}
     rules = settings.labels
-    org = _labelled(labels, rules.org)
+    org, _ = place(_labelled(labels, rules.org), owner[0])
+    project, _ = place(_labelled(labels, rules.project), owner[1])
     job, instance = _labelled(labels, rules.job), _labelled(labels, rules.app)
     app = "" if job or not instance else labels.get("app.kubernetes.io/name") or instance
     preset = _labelled(labels, rules.preset)
@@ -165,15 +177,16 @@ def work_of(review: ReviewRequest, settings: KubernetesSource, sizes: FittingPre
         found = sizes.find(preset, pod.size() if pod is not None else None)
         preset = found[0] if found is not None else ""
     seconds = spec.active_deadline_seconds
-    owner = next((one.uid for one in meta.owner_references or () if one.kind == "Job" and one.uid), None)
+    owners = meta.owner_references or ()
+    its_job = next((one.uid for one in owners if one.kind == "Job" and one.uid), None)
     asked = AdmissionRequest(
-        cluster=settings.cluster, org=org, project=_labelled(labels, rules.project),
+        cluster=settings.cluster, org=org, project=project,
         user=_labelled(labels, rules.user).replace("--", "/"), kind="app" if app else "job",
         preset=preset or None, app=app or None, workload_id=meta.uid or None,
         max_runtime_us=seconds * 1_000_000 if seconds is not None and 0 < seconds < 10**9 else None,
         count=_count(spec) if is_job else 1,
         # A suspended job starts nothing yet: its pods are asked about when they come.
-        dry_run=bool(review.dry_run) or (is_job and bool(spec.suspend)), owner=owner,
+        dry_run=bool(review.dry_run) or (is_job and bool(spec.suspend)), owner=its_job,
         bills_app=not preset,
     )  # fmt: skip
     for text in (asked.org, asked.project, asked.user, asked.preset, asked.app, asked.workload_id, asked.owner):
@@ -182,7 +195,14 @@ def work_of(review: ReviewRequest, settings: KubernetesSource, sizes: FittingPre
     missing = (
         rules.org[0] if not org and rules.org else rules.preset[0] if not preset and not app and rules.preset else ""
     )
-    return Work(asked, job, missing)
+    identity: tuple[str, ...] = ()
+    if job and meta.name and not is_job:
+        maker = next((one.uid for one in owners if one.controller), "")
+        identity = (
+            settings.cluster, review.namespace or "", review.who, maker, meta.name, job, asked.project, asked.user,
+            asked.preset or "", asked.app or "",
+        )  # fmt: skip
+    return Work(asked, missing, identity)
 
 
 def review_answer(

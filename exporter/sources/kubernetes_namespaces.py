@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import msgspec
 
+from config.kubernetes_rules import place as place
 from config.sources import Labels
 from exporter.sources.kubernetes_records import BROKEN, labelled
-
-_SEPARATORS = re.compile(r"[\s_:/\\]+")
-
-
-def place(pod: str, namespace: str) -> tuple[str, bool]:
-    """(whose it is, whether the labels contradict each other), of a pod's label and its namespace's.
-
-    Whoever makes pods can label them; namespaces are the platform's. But those carry normalised names, so
-    where the pod's own is the same name in full, it is the one.
-    """
-    if not namespace or pod == namespace:
-        return pod or namespace, False
-    if _SEPARATORS.sub("-", pod).lower() == namespace:
-        return pod, False
-    return namespace, bool(pod)
 
 
 class _NamespaceMeta(msgspec.Struct):

@@ -5,6 +5,7 @@ What is asked and every answer is checked against the schema of the API (tests/p
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
@@ -19,11 +20,13 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from config.settings import AdmissionSettings, Settings
 from config.sources import KubernetesSource, PresetSize
-from enforcer.app import build_app
+from enforcer.app import DESK, build_app
 from ledger.connect import Client
 from ledger.model import RatePlan, RateTable
 from ledger.store import Ledger
 from ledger.verify import verify
+from tests.standins.faults import Fault
+from tests.standins.kube_api import KubeApi
 
 CREDIT = 1_000_000
 V1 = {"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1"}
@@ -234,14 +237,64 @@ async def test_a_pod_that_nobody_pays_for_is_refused_unless_unknown_orgs_are_let
         assert (await hook.ask(review(pod(bare))))["allowed"]
 
 
+JOB_LABELS = {**LABELS, "platform.apolo.us/job": "job-1"}
+
+
+def recreated(uid: str, labels: dict[str, str] | None = None, **meta: Any) -> dict[str, Any]:
+    """The pod of a platform's job, which has the job's name each time."""
+    made = pod(JOB_LABELS if labels is None else labels, uid=uid)
+    made["metadata"] |= meta
+    return made
+
+
+async def types_of(hook: Webhook, count: int) -> list[str]:
+    found: list[dict[str, Any]] = []
+    async with asyncio.timeout(10):
+        while len(found) < count:
+            found = await hook.ledger.refusals.read("acme", None, 100)
+    return [entry["type"] for entry in found]
+
+
 async def test_a_job_of_the_platform_that_was_admitted_may_start_anew(hook: Webhook) -> None:
-    labels = {**LABELS, "platform.apolo.us/job": "job-7"}
-    assert (await hook.ask(review(pod(labels, uid="one"))))["allowed"]
+    assert (await hook.ask(review(recreated("one"))))["allowed"]
     assert (await hook.ask(review(pod(uid="other"))))["allowed"]
-    again = await hook.ask(review(pod(labels, uid="two")))
-    assert again["allowed"]
-    assert again["warnings"][0].startswith("This job was admitted before.")
-    assert not (await hook.ask(review(pod({**labels, "platform.apolo.us/job": "job-8"}, uid="three"))))["allowed"]
+    for number in range(2):  # however often
+        again = await hook.ask(review(recreated(f"again-{number}")))
+        assert again["allowed"]
+        assert again["warnings"][0].startswith("This was admitted before, so it starts anew all the same. Org acme")
+    assert await types_of(hook, 2) == ["exception", "exception"]
+    text = await (await hook.http.get("/metrics")).text()
+    assert 'credits_admissions_total{decision="exception",reason="no_credits"} 2.0' in text
+    assert 'decision="deny"' not in text
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        {"userInfo": {"username": "ann"}},
+        {"namespace": "platform--acme--other--00"},
+        {"object": recreated("c", name="job-1-copy")},
+        {"object": recreated("c", {**JOB_LABELS, "platform.apolo.us/job": "job-2"})},
+        {"object": recreated("c", {**JOB_LABELS, "platform.apolo.us/preset": "large"})},
+        {"object": recreated("c", ownerReferences=[{"kind": "ReplicaSet", "uid": "mine", "controller": True}])},
+        {"object": a_job(parallelism=2), "resource": "jobs"},
+    ],
+)
+async def test_what_only_looks_like_an_admitted_job_is_refused(hook: Webhook, copy: dict[str, Any]) -> None:
+    assert (await hook.ask(review(recreated("one"))))["allowed"]
+    assert (await hook.ask(review(pod(uid="other"))))["allowed"]
+    resource = copy.pop("resource", "pods")
+    assert not (await hook.ask(review(recreated("c"), resource=resource, **copy)))["allowed"]
+
+
+@pytest.mark.parametrize("change", [{"mode": "shadow"}, {"on_ledger_down": "allow"}])
+async def test_only_what_is_paid_for_counts_as_admitted(client: Client, change: dict[str, Any]) -> None:
+    async with webhook(client, replace(SETTINGS, admission=AdmissionSettings(**change)), CREDIT // 2) as hook:
+        if "on_ledger_down" in change:
+            hook.http.server.app[DESK].aftermath.is_away = True  # type: ignore[attr-defined]
+        assert (await hook.ask(review(recreated("one"))))["allowed"]
+    async with webhook(client, credits_micro=CREDIT // 2) as hook:
+        assert not (await hook.ask(review(recreated("two"))))["allowed"]
 
 
 async def test_shadow_warns(client: Client) -> None:
@@ -287,6 +340,70 @@ async def test_three_megabytes_are_read_and_more_is_not(hook: Webhook) -> None:
     assert (await hook.ask(review(big)))["allowed"]
     status, problem = await hook.post(b" " * (4 * 1024 * 1024))
     assert (status, problem["code"]) == (413, "too_large")
+
+
+@asynccontextmanager
+async def in_namespaces(client: Client, api: KubeApi, **admission: Any) -> AsyncIterator[Webhook]:
+    """A webhook that can ask for the labels of namespaces; org rich has credits."""
+    async with api.serve() as url:
+        source = KubernetesSource(name="k", cluster="c", url=url)
+        settings = replace(SETTINGS, sources=(source,), admission=AdmissionSettings(**admission))
+        async with webhook(client, settings, CREDIT // 2) as hook:
+            await hook.ledger.accounts.grant("rich", 100 * CREDIT, key="r", who="test")
+            yield hook
+
+
+async def named(api: KubeApi, org: str, project: str = "vision") -> None:
+    labels = {"platform.apolo.us/org": org, "platform.apolo.us/project": project}
+    await api.put("namespaces", {"metadata": {"name": "platform--acme--vision--00", "labels": labels}})
+
+
+async def test_whoever_the_pod_says_pays_its_namespace_does(client: Client) -> None:
+    api = KubeApi()
+    await named(api, "acme")
+    async with in_namespaces(client, api) as hook:
+        for number in range(3):
+            claims = {**LABELS, "platform.apolo.us/org": "rich"}
+            refused = await hook.ask(review(pod(claims, uid=f"pod-{number}")))
+            assert not refused["allowed"]
+            assert refused["status"]["message"].startswith("Org acme has 0.5 credits left")
+        assert (await hook.ledger.accounts.balance("rich")).held_micro == 0
+    assert api.faults.count("GET", "/namespaces/platform--acme--vision--00") == 1  # remembered for a minute
+
+
+async def test_a_namespace_says_whose_a_pod_without_labels_is_and_names_are_those_of_the_pod(client: Client) -> None:
+    api = KubeApi()
+    await named(api, "rich", "big-team")
+    async with in_namespaces(client, api) as hook:
+        bare = {name: value for name, value in LABELS.items() if not name.endswith(("/org", "/project"))}
+        assert (await hook.ask(review(pod(bare))))["allowed"]
+        full = {**bare, "platform.apolo.us/org": "Rich", "platform.apolo.us/project": "Big Team"}
+        refused = await hook.ask(review(pod(full, uid="two")))
+        assert "no org 'Rich'" in refused["status"]["message"]  # the same name, in full
+
+
+@pytest.mark.parametrize("fault", [Fault("/namespaces/", 403), Fault("/namespaces/", silent=True)])
+async def test_where_namespaces_cannot_be_read_pods_are_taken_at_their_word_in_time(
+    client: Client, fault: Fault
+) -> None:
+    api = KubeApi()
+    await named(api, "acme")
+    api.faults.add(fault)
+    async with in_namespaces(client, api, decision_seconds=0.8) as hook:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        for number in range(5):
+            claims = {**LABELS, "platform.apolo.us/org": "rich"}
+            assert (await hook.ask(review(pod(claims, uid=f"pod-{number}"))))["allowed"]
+        assert loop.time() - start < 2
+    assert api.faults.count("GET", "/namespaces/") == 1
+
+
+@pytest.mark.parametrize("path", ["/", "/c/t/more", "//", "/c/", "/no/such/path/at/all"])
+async def test_a_path_that_is_none_is_a_400(hook: Webhook, path: str) -> None:
+    for body in (b"", json.dumps(review(pod())).encode()):
+        status, problem = await hook.post(body, f"/k8s/admission{path}")
+        assert (status, problem["code"]) == (400, "not_a_review")
 
 
 async def test_only_an_api_server_that_shows_who_it_is_is_answered(hook: Webhook) -> None:

@@ -148,6 +148,7 @@ class KubeApi:
             app.router.add_patch(prefix + "/namespaces/{namespace}/{plural}/{name}", self._patch)
             app.router.add_patch(prefix + "/namespaces/{namespace}/{plural}/{name}/scale", self._patch)
             app.router.add_post(prefix + "/namespaces/{namespace}/{plural}/{name}/eviction", self._evict)
+        app.router.add_get("/api/v1/namespaces/{name}", self._namespace)
         async with serving(app) as url:
             yield url
 
@@ -208,6 +209,10 @@ class KubeApi:
 
     async def _one(self, request: web.Request) -> web.Response:
         body = self.objects.get(self._key(request))
+        return self._failure(404, "not found") if body is None else web.json_response(body)
+
+    async def _namespace(self, request: web.Request) -> web.Response:
+        body = self.objects.get(("namespaces", "", request.match_info["name"]))
         return self._failure(404, "not found") if body is None else web.json_response(body)
 
     def _key(self, request: web.Request) -> tuple[str, str, str]:

@@ -1,0 +1,92 @@
+"""Labels of namespaces, asked of the API server as far as it lets us: what a pod says of itself its user wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from config.sources import KubernetesSource
+from enforcer.actions.base import ActionError
+from enforcer.actions.kubernetes import rest_of
+from enforcer.actions.rest import Rest
+
+FRESH_SECONDS: Final = 60.0
+_KEPT: Final = 10_000
+_BREAK_SECONDS: Final = 5.0
+"""After a question that got no answer nobody is kept waiting for another for so long."""
+log = logging.getLogger(__name__)
+
+
+class NamespaceLabels:
+    """Whose the namespaces of one cluster are. Asks only where the settings or our own pod give access."""
+
+    def __init__(self, settings: KubernetesSource, seconds: float, environ: Mapping[str, str] = os.environ) -> None:
+        """`seconds`: how long a decision may wait for an answer."""
+        self._labels = settings.labels
+        self._cluster = settings.cluster
+        self._seconds = seconds
+        has_access = settings.url is not None or "KUBERNETES_SERVICE_HOST" in environ
+        self._rest: Rest | None = rest_of(settings, environ) if has_access else None
+        self._known: dict[str, tuple[float, tuple[str, str]]] = {}
+        self._not_before = 0.0
+        self._told = ""
+
+    async def place(self, namespace: str) -> tuple[str, str] | None:
+        """(org, project) by its labels, "" where it has none; None where nobody can say.
+
+        An answer counts for a minute, and for as long as there is no newer one.
+        """
+        known = self._known.get(namespace)
+        now = time.monotonic()
+        if known is not None and now - known[0] < FRESH_SECONDS:
+            return known[1]
+        if self._rest is None or not namespace or now < self._not_before:
+            return None if known is None else known[1]
+        try:
+            async with asyncio.timeout(self._seconds):
+                found = await self._read(self._rest, namespace)
+        except (ActionError, TimeoutError) as error:
+            self._not_before = time.monotonic() + _BREAK_SECONDS
+            self._tell(str(error) or f"no answer within {self._seconds:g} s")
+            return None if known is None else known[1]
+        self._tell("")
+        if len(self._known) >= _KEPT:
+            self._known.clear()
+        self._known[namespace] = time.monotonic(), found
+        return found
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._rest is not None:
+            await self._rest.close()
+
+    async def _read(self, rest: Rest, namespace: str) -> tuple[str, str]:
+        status, body, text = await rest.call("GET", f"api/v1/namespaces/{namespace}")
+        if status in (401, 403):
+            raise ActionError(f"{status} {text}; the account needs the rights that docs/kubernetes.md lists")
+        if status == 404:
+            return "", ""  # made in this very moment, or elsewhere
+        metadata: Any = body.get("metadata") if isinstance(body, dict) else None
+        if status >= 300 or not isinstance(metadata, dict):
+            raise ActionError(f"{status} {text}")
+        labels = metadata.get("labels") or {}
+        org = next((labels[name] for name in self._labels.org if labels.get(name)), "")
+        project = next((labels[name] for name in self._labels.project if labels.get(name)), "")
+        return org, project
+
+    def _tell(self, trouble: str) -> None:
+        """Once, and again when it is another trouble, or over."""
+        if trouble == self._told:
+            return
+        self._told = trouble
+        if trouble:
+            log.warning(
+                "cluster %s: labels of namespaces cannot be read, so pods are taken for whose they say they are: %s",
+                self._cluster, trouble,
+            )  # fmt: skip
+        else:
+            log.info("cluster %s: labels of namespaces can be read again", self._cluster)
