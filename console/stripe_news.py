@@ -78,13 +78,13 @@ class _Brand(msgspec.Struct):
 
 class _Method(msgspec.Struct):
     id: str
+    customer: Reference = None
     card: _Brand | None = None
 
 
 class PaidBy(msgspec.Struct):
     """A payment with the card that made it."""
 
-    customer: Reference = None
     payment_method: _Method | None = None
     setup_future_usage: str | None = None
 
@@ -193,8 +193,9 @@ def charge_of(intent: Intent) -> Charge:
 
 def card_of(paid: PaidBy) -> SavedCard | None:
     """The card, if it may be charged again."""
-    method, customer = paid.payment_method, _id(paid.customer)
-    if method is None or method.card is None or not customer or paid.setup_future_usage != "off_session":
+    method, agreed = paid.payment_method, paid.setup_future_usage == "off_session"
+    customer = "" if method is None else _id(method.customer)  # nobody's: it was removed since
+    if method is None or method.card is None or not customer or not agreed:
         return None
     card = method.card
     return SavedCard(customer, method.id, card.brand, card.last4, f"{card.exp_year:04}-{card.exp_month:02}")

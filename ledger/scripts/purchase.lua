@@ -103,6 +103,7 @@ elseif top_up.order ~= '' and redis.call('HGET', KEYS[13], 'order') == top_up.or
   end
   if plan.top_up[6] == '1' then
     redis.call('HDEL', KEYS[13], 'card')
+    redis.call('HSET', KEYS[13], 'removed_us', text(now))
   end
   redis.call('XADD', KEYS[8], '*', 'entry', cjson.encode(entry))
 end

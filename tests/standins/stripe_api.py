@@ -293,9 +293,11 @@ class StripeApi:
     async def _detach(self, request: web.Request) -> web.Response:
         if refused := _refused(request):
             return refused
-        if self.methods.pop(request.match_info["id"], None) is None:
-            return _error(404, "invalid_request_error", "No such PaymentMethod.", code="resource_missing")
-        return web.json_response({"id": request.match_info["id"], "object": "payment_method"})
+        method = self.methods[request.match_info["id"]]
+        if method["customer"] is None:
+            return _error(400, "invalid_request_error", "It is not attached to a customer.")
+        method["customer"] = None
+        return web.json_response(_shown(method))
 
     def _lister(self, things: dict[str, Object]) -> Any:
         async def get(request: web.Request) -> web.Response:
