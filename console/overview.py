@@ -49,6 +49,11 @@ class Overview:
             balance=balance,
             stage=texts.STAGES.get(balance.stage, (balance.stage, "")),
             exhausted_us=balance.exhausted_us,
+            restricted=[
+                (texts.only(scope.presets, scope.clusters), micro)
+                for scope, micro in sorted(balance.restricted.items())
+                if micro > 0
+            ],
             problem=problem,
             period=period,
             custom=CUSTOM,

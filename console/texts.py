@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
@@ -33,8 +33,9 @@ def amount(text: str) -> Markup:
     sign = "−" if text.startswith("-") else ""
     whole, _, part = text.removeprefix("-").partition(".")
     groups = f"{int(whole):,}"
-    tail = Markup('<span class="fraction">.{}</span>').format(part) if part else ""
-    return Markup('<data value="{}">{}{}{}</data>').format(text, sign, groups, tail)
+    # Also where there is none, so that the points of a column stand below each other.
+    tail = Markup('<span class="fraction">{}</span>').format(f".{part}" if part else "")
+    return Markup('<data value="{}">{}{}<wbr>{}</data>').format(text, sign, groups, tail)
 
 
 def credits_of(micro: int) -> Markup:
@@ -106,6 +107,12 @@ def zone_or_utc(name: str) -> str:
     return name if name in zones() else "UTC"
 
 
+def only(presets: Sequence[str], clusters: Sequence[str]) -> str:
+    """The work that a restricted grant pays for; "" where it is any."""
+    parts = [f"presets {', '.join(presets)}"] if presets else []
+    return "; ".join([*parts, f"clusters {', '.join(clusters)}"] if clusters else parts)
+
+
 def segment(text: str) -> str:
     """Text as one segment of a path."""
     return quote(text, safe="")
@@ -120,5 +127,6 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "hours": hours_of,
     "percent": percent,
     "share": share,
+    "only": only,
     "segment": segment,
 }
