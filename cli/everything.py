@@ -107,16 +107,17 @@ async def run_everything(given: Settings, stop: asyncio.Event) -> None:
 async def enforcing(given: Settings) -> AsyncIterator[str]:
     """The enforcer, serving; gives its URL. Raises: CannotServe and what concerns the ledger."""
     from cli.console import console_beside
-    from cli.payments import taking_payments
+    from cli.payments import opening_till, payment_routes
     from enforcer.app import enforcing as serve
     from enforcer.failures import Failures
 
     failures = Failures()
     async with AsyncExitStack() as stack:
         try:
-            payments = await stack.enter_async_context(taking_payments(given))
-            console = await stack.enter_async_context(console_beside(given, failures))
-            url = await stack.enter_async_context(serve(given, None, payments, console=console, failures=failures))
+            till = await stack.enter_async_context(opening_till(given))
+            console = await stack.enter_async_context(console_beside(given, failures, till))
+            calls = payment_routes(till)
+            url = await stack.enter_async_context(serve(given, None, calls, console=console, failures=failures))
         except InvalidRequest as e:
             raise CannotServe(f"{e}; stop what listens there, or change the section enforcer of {given.path}") from e
         yield url

@@ -20,23 +20,14 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def taking_payments(given: Settings) -> AsyncIterator[MoreRoutes]:
-    """The routes of payments, for the enforcer; meanwhile the provider is asked for what its webhooks did not bring.
+async def opening_till(given: Settings) -> AsyncIterator[Till | None]:
+    """What takes orders and payments, None where nothing is sold. Meanwhile the provider is asked for what its
+    webhooks did not bring, and orgs that asked for it are topped up.
 
     Raises: as `open_ledger`.
     """
-    from console.payments_api import PaymentsApi
-    from console.top_up_api import TopUpApi
-    from enforcer.access import token_of
-
-    def who(request: web.Request) -> str:
-        return token_of(request).who
-
-    def routes(till: Till | None, ledger: Ledger) -> list[Route]:
-        return [*PaymentsApi(till, who).calls(), *TopUpApi(till, ledger.accounts, who).calls()]
-
     if given.payments is None:
-        yield lambda ledger: routes(None, ledger)
+        yield None
         return
 
     from console.payments import Till
@@ -55,11 +46,25 @@ async def taking_payments(given: Settings) -> AsyncIterator[MoreRoutes]:
                 asyncio.create_task(Reconciler(ledger, till).run(given.payments.reconcile_seconds)),
                 asyncio.create_task(TopUpRunner(ledger, till).run(given.metering.interval_seconds)),
             ]
-
             try:
-                yield lambda ledger: routes(till, ledger)
+                yield till
             finally:
                 for task in tasks:
                     await end(task)
     finally:
         await provider.close()
+
+
+def payment_routes(till: Till | None) -> MoreRoutes:
+    """The routes of payments, for the enforcer; without a till they say that nothing is sold."""
+    from console.payments_api import PaymentsApi
+    from console.top_up_api import TopUpApi
+    from enforcer.access import token_of
+
+    def who(request: web.Request) -> str:
+        return token_of(request).who
+
+    def routes(ledger: Ledger) -> list[Route]:
+        return [*PaymentsApi(till, who).calls(), *TopUpApi(till, ledger.accounts, who).calls()]
+
+    return routes

@@ -17,7 +17,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.payments import taking_payments
+from cli.payments import opening_till, payment_routes
 from config.payments import Payments
 from config.settings import EnforcerSettings, RedisSettings
 from config.values import Address, Secret
@@ -439,8 +439,8 @@ async def test_an_enforcer_with_payments_sells_and_asks_for_lost_webhooks(client
             enforcer=EnforcerSettings(listen=Address("127.0.0.1", 0)),
         )  # fmt: skip
         async with (
-            taking_payments(given_settings) as more,
-            enforcing(given_settings, None, more) as at,
+            opening_till(given_settings) as till,
+            enforcing(given_settings, None, payment_routes(till)) as at,
             aiohttp.ClientSession(at, headers={"Authorization": f"Bearer {token}"}) as http,
         ):
             path, key = "/v1/orgs/acme/purchases", {"Idempotency-Key": "k"}
