@@ -15,7 +15,7 @@ from console.spending import spending
 from ledger.errors import InvalidRequest
 from ledger.running import running_page
 
-_RUNNING_AT_ONCE: Final = 20
+_RUNNING_AT_ONCE: Final = 10
 _REFUSALS: Final = 10
 _BUDGETS: Final = 6
 

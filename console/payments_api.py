@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, Final
@@ -17,6 +16,7 @@ from config.payments import PRICE_DIGITS, Payments, minor_digits
 from console.answers import BODY_MAX, answer, credits_of, read_bytes, read_json
 from console.payments import Till
 from console.provider import BadSignature, ProviderUnavailable
+from console.receipt import receipt
 from ledger.clock import format_time
 from ledger.errors import InvalidRequest
 from ledger.money import format_decimal, format_micro
@@ -136,18 +136,19 @@ class PaymentsApi:
         """Where the buyer comes back to: waits for the webhook, and says so."""
         order = await self.till.purchases.get(request.match_info["org"], request.match_info["order"])
         if order is None:
-            return _page("There is no such order.", 404)
+            return receipt("There is no such order.", 404)
         if order.state == "paid":
-            return _page(f"Thank you: {order.credits} credits are in the account of org {order.org}.")
+            return receipt(
+                f"Thank you: {order.credits} credits are in the account of org {order.org}.", org=order.org
+            )
         if order.state in ("expired", "failed"):
-            return _page(f"Order {order.id} was not paid, and nothing was charged to your card.")
+            return receipt(f"Order {order.id} was not paid, and nothing was charged to your card.", org=order.org)
         if "cancelled" in request.query:
-            back = f'<a href="{html.escape(order.url)}">Pay now</a>' if order.url else ""
-            return _page(f"Order {order.id} is not paid yet.", more=back)
+            return receipt(f"Order {order.id} is not paid yet.", org=order.org, pay_url=order.url or "")
         waiting = (
             f"Waiting for the payment of {order.credits} credits to be confirmed. This page looks again by itself."
         )
-        return _page(waiting, refresh=True)
+        return receipt(waiting, org=order.org, waits=True)
 
 
 def order_shape(order: Order) -> dict[str, Any]:
@@ -202,19 +203,3 @@ def _paging(request: web.Request) -> tuple[int, str | None]:
     if not text.isascii() or not text.isdigit() or len(text) > 4 or not 1 <= int(text) <= 1000:
         raise InvalidRequest(f"limit: {text!r:.40} is not a number from 1 to 1000")
     return int(text), request.query.get("cursor") or None
-
-
-def _page(said: str, status: int = 200, *, more: str = "", refresh: bool = False) -> web.Response:
-    again = '<meta http-equiv="refresh" content="3">' if refresh else ""
-    text = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Payment</title>'
-        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
-        f'{again}</head><body><main><h1>Payment</h1><p role="status">{html.escape(said)}</p>{more}</main></body></html>'
-    )
-    headers = {
-        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'",
-        "Cache-Control": "no-store",
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
-    }
-    return web.Response(text=text, status=status, content_type="text/html", headers=headers)

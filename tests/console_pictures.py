@@ -29,7 +29,6 @@ PICTURES: Final = {
 
 async def draw(lab: ConsoleLab, directory: Path, names: list[str]) -> None:
     """PNGs of the named pages, in full length."""
-    directory.mkdir(parents=True, exist_ok=True)
     async with chromium() as browser:
         for name in names:
             role, address, scheme, size = PICTURES[name]
@@ -59,4 +58,5 @@ async def main(directory: Path, names: list[str]) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 2 or set(sys.argv[2:]) - set(PICTURES):
         sys.exit(f"usage: python -m tests.console_pictures DIRECTORY [{' | '.join(PICTURES)}]")
+    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
     asyncio.run(main(Path(sys.argv[1]), sys.argv[2:] or list(PICTURES)))
