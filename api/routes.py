@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -9,6 +10,8 @@ from typing import Any, Final, NamedTuple
 from aiohttp import web
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PART: Final = re.compile(r"\{(\w+)[^}]*\}")
+"""A part of a path that the caller fills in."""
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -51,3 +54,9 @@ class Route(NamedTuple):
     roles: Collection[str] | None
     via: str = "token"
     about: Operation | None = None
+
+
+def names_of(route: Route) -> tuple[str, ...]:
+    """The parts of its path that are names of orgs, projects, ...; others are what `Operation.path` says."""
+    others = () if route.about is None else route.about.path
+    return tuple(part for part in PART.findall(route.path) if part not in others)

@@ -138,9 +138,7 @@ class PaymentsApi:
         if order is None:
             return receipt("There is no such order.", 404)
         if order.state == "paid":
-            return receipt(
-                f"Thank you: {order.credits} credits are in the account of org {order.org}.", org=order.org
-            )
+            return receipt(f"Thank you: {order.credits} credits are in the account of org {order.org}.", org=order.org)
         if order.state in ("expired", "failed"):
             return receipt(f"Order {order.id} was not paid, and nothing was charged to your card.", org=order.org)
         if "cancelled" in request.query:
@@ -199,7 +197,7 @@ def not_sold(handler: Handler) -> Handler:
 
 
 def _paging(request: web.Request) -> tuple[int, str | None]:
-    text = request.query.get("limit", "100")
+    text = request.query.get("limit") or "100"
     if not text.isascii() or not text.isdigit() or len(text) > 4 or not 1 <= int(text) <= 1000:
         raise InvalidRequest(f"limit: {text!r:.40} is not a number from 1 to 1000")
     return int(text), request.query.get("cursor") or None

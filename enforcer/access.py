@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from aiohttp import web
 
-from api.routes import Handler
+from api.routes import Handler, names_of
 from api.routes import Route as Route
+from enforcer.bodies import required_name
 from enforcer.failures import Failures
 from enforcer.problems import ErrorPage, Problem
 from ledger.tokens import Token, Tokens
@@ -46,26 +47,26 @@ class Guard:
         if route.roles is None:
             return route.handler
         if route.via == "session":
-            return self._by_session(route.handler, route.roles)
-        return self._by_token(route.handler, route.roles)
+            return self._by_session(route)
+        return self._by_token(route)
 
-    def _by_token(self, handler: Handler, roles: Collection[str]) -> Handler:
-        known = self._tokens.known
+    def _by_token(self, route: Route) -> Handler:
+        known, handler, may_call = self._tokens.known, route.handler, _rule(route)
 
         async def check(request: web.Request) -> web.StreamResponse:
             scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not credential:
                 raise Problem(401, "unauthorized", "A token is needed: Authorization: Bearer act_...", _CHALLENGE)
             token = known(credential) or await self.authenticate(request, credential)
-            _check_role(token, roles, request)
+            may_call(token, request)
             request[CALLER] = token
             return await handler(request)
 
         return check
 
-    def _by_session(self, handler: Handler, roles: Collection[str]) -> Handler:
+    def _by_session(self, route: Route) -> Handler:
         assert self._console is not None, "a session is known by the console, which is not served here"
-        identify = self._console.identify
+        identify, handler, may_call = self._console.identify, route.handler, _rule(route)
 
         async def check(request: web.Request) -> web.StreamResponse:
             async with asyncio.timeout(self._seconds):
@@ -74,7 +75,7 @@ class Guard:
                 if request.method not in ("GET", "HEAD"):
                     raise Problem(403, "not_signed_in", "You are not signed in any more. Sign in, then do it again.")
                 raise web.HTTPSeeOther(f"{SIGN_IN}?next={quote(request.rel_url.raw_path_qs, safe='/')}")
-            _check_role(token, roles, request)
+            may_call(token, request)
             request[CALLER] = token
             return await handler(request)
 
@@ -98,12 +99,25 @@ class Guard:
         return token
 
 
-def _check_role(token: Token, roles: Collection[str], request: web.Request) -> None:
-    if token.role not in roles:
-        raise Problem(403, "forbidden", f"A token of role {token.role} may not do this.")
-    org = request.match_info.get("org")
-    if org is not None:
-        check_org(token, org)
+def _rule(route: Route) -> Callable[[Token, web.Request], None]:
+    """What is checked of each caller: the role, the org in the path, and that names in the path are names.
+
+    Whether something is a name is said only to those who may ask about it. Raises: Problem 403, 422.
+    """
+    roles, parts = route.roles or (), names_of(route)
+
+    def check(token: Token, request: web.Request) -> None:
+        if token.role not in roles:
+            raise Problem(403, "forbidden", f"A token of role {token.role} may not do this.")
+        if not parts:
+            return
+        found = request.match_info
+        if "org" in parts:
+            check_org(token, found["org"])
+        for part in parts:
+            required_name(part, found[part])
+
+    return check
 
 
 def check_org(token: Token, org: str) -> None:

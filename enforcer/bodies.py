@@ -108,7 +108,7 @@ def time(field: str, value: str | None) -> int | None:
 
 def paging(request: web.Request, most: int = 1000) -> tuple[int, str | None]:
     """(limit, cursor) of a list. Raises: Problem 422."""
-    text = request.query.get("limit", "100")
+    text = request.query.get("limit") or "100"
     if not text.isascii() or not text.isdigit() or len(text) > 6 or not 1 <= int(text) <= most:
         raise Problem(422, "invalid", f"limit: {text!r:.40} is not a number from 1 to {most}")
     return int(text), request.query.get("cursor") or None

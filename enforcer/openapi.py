@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from importlib import metadata
@@ -12,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from api.routes import Operation, Route
+from api.routes import PART, Operation, Route, names_of
 from api.shapes import Problem
 from api.types import Name
 from enforcer.bodies import answer
@@ -28,7 +27,6 @@ TAGS: Final = {
     "tokens": "Who may call.",
     "service": "The service itself.",
 }
-_PART: Final = re.compile(r"\{(\w+)[^}]*\}")
 _REF: Final = "#/components/schemas/{name}"
 _HEADERS: Final = {
     401: {"WWW-Authenticate": "Bearer"},
@@ -60,7 +58,7 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
     schemas = msgspec.json.schema_components([Problem, *types.values()], ref_template=_REF)[1]
     paths: dict[str, dict[str, Any]] = {}
     for route in calls:
-        paths.setdefault(_PART.sub(r"{\1}", route.path), {})[route.method.lower()] = _operation(route)
+        paths.setdefault(PART.sub(r"{\1}", route.path), {})[route.method.lower()] = _operation(route)
     used = {operation["tags"][0] for methods in paths.values() for operation in methods.values()}
     return {
         "openapi": VERSION,
@@ -123,13 +121,15 @@ def _operation(route: Route) -> dict[str, Any]:
     summary, _, more = (about.summary or inspect.getdoc(route.handler) or route.path).partition("\n\n")
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": _schema(about.path.get(name, Name))}
-        for name in _PART.findall(route.path)
+        for name in PART.findall(route.path)
     ]
     for place, kind in (("query", about.query), ("header", about.headers)):
         for name, (is_needed, schema) in parameters_of(kind).items():
             parameters.append({"name": name, "in": place, "required": is_needed, "schema": schema})
+            if route.method == "GET" and place == "query" and not is_needed:
+                parameters[-1]["allowEmptyValue"] = True  # as left out
     operation: dict[str, Any] = {
-        "operationId": _PART.sub(r"\1", f"{route.method.lower()}{route.path}").replace("/", "_").strip("_"),
+        "operationId": PART.sub(r"\1", f"{route.method.lower()}{route.path}").replace("/", "_").strip("_"),
         "tags": [about.tag],
         "summary": " ".join(summary.split()),
         "parameters": parameters,
@@ -155,7 +155,7 @@ def problems_of(route: Route) -> list[int]:
     found = set(about.problems)
     if route.roles is not None:
         found |= {401, 403, 429, 503}
-    if about.query is not None or about.headers is not None:
+    if about.query is not None or about.headers is not None or names_of(route):
         found |= {422}
     if about.body is not None:
         found |= {400, 413, 422}

@@ -13,14 +13,16 @@ from api import shapes
 from api.routes import Operation, Route
 from api.types import AskedTime, Name, Zone, said
 from enforcer.access import SEE, check_org, token_of
-from enforcer.bodies import answer, paging, time
+from enforcer.bodies import answer, paging, required_name, time
 from enforcer.problems import Problem
+from ledger.model import Kind
 from ledger.statement import statement
 from ledger.statement_html import statement_html
 from ledger.steps import STEPS
 from ledger.store import Ledger
 from ledger.usage import GROUPS, UsageQuery, usage, whole_period
 
+_KINDS: Final = tuple(kind.value for kind in Kind)
 _PAGE: Final = 10_000
 _AT_ONCE: Final = 2
 
@@ -32,7 +34,7 @@ class UsageParameters(msgspec.Struct):
     org: Name | None = None
     project: Name | None = None
     user: Name | None = None
-    kind: Annotated[str, said(enum=["job", "app", "storage"])] | None = None
+    kind: Annotated[str, said(enum=list(_KINDS))] | None = None
     since: AskedTime | None = msgspec.field(default=None, name="from")
     until: AskedTime | None = msgspec.field(default=None, name="to")
     group_by: Annotated[str, said(description=f"One or more of {', '.join(GROUPS)}, by commas.")] = "org"
@@ -73,6 +75,10 @@ class UsageApi:
         org = asked.get("org") or token.org
         if org is not None:
             check_org(token, org)
+        for field in ("cluster", "org", "project", "user"):
+            required_name(field, asked.get(field, "-"))
+        if asked.get("kind") not in (None, *_KINDS):
+            raise Problem(422, "invalid", f"kind: {asked['kind']!r:.40} is none of {', '.join(_KINDS)}")
         limit, cursor = paging(request, _PAGE) if "limit" in asked else (_PAGE, asked.get("cursor"))
         since, until = time("from", asked.get("from")), time("to", asked.get("to"))
         whole = await whole_period(self._ledger) if since is None or until is None else (since, until)
