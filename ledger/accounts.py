@@ -24,6 +24,7 @@ GRANT_SOURCES = ("provision", "purchase", "refund", "gift")
 KEY_MAX = 255
 PAYMENT_PREFIX = "payment:"
 """Of the keys of grants that were paid for: nobody else's to use."""
+_RESERVED = {PAYMENT_PREFIX: "payments", "correction:": "corrections", "transfer:": "transfers"}
 
 
 class GrantRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -227,8 +228,9 @@ class Accounts:
             raise InvalidRequest(f"source {source!r}: expected one of {', '.join(GRANT_SOURCES)}")
         if not 0 < len(key) <= KEY_MAX or not key.isprintable():
             raise InvalidRequest(f"idempotency key: expected 1 to {KEY_MAX} printable characters")
-        if key.startswith(PAYMENT_PREFIX):
-            raise InvalidRequest(f"idempotency key {key!r}: those that start with {PAYMENT_PREFIX!r} are of payments")
+        for prefix, whose in _RESERVED.items():
+            if key.startswith(prefix):
+                raise InvalidRequest(f"idempotency key {key!r}: those that start with {prefix!r} are of {whose}")
         scope = make_scope(presets, clusters)
         now = self._wall()
         for what, instant in (("effective_at", effective_us), ("expires_at", expires_us)):

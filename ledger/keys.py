@@ -149,8 +149,34 @@ class OrgKeys:
 
     @property
     def withdrawals(self) -> str:
-        """Hash: id -> JSON entry of the journal: what was taken back of payments, and restored."""
+        """Hash: id -> JSON entry of the journal: what was taken back of payments, and restored; what corrections took
+        back, and what was transferred to other orgs."""
         return self._key("withdrawals")
+
+    @property
+    def corrections(self) -> str:
+        """Hash: idempotency key -> JSON record of the correction, kept for ever."""
+        return self._key("corrections")
+
+    @property
+    def corrected(self) -> str:
+        """Hash: grant -> micro-credits by which all corrections of it changed it; may be negative."""
+        return self._key("corrected")
+
+    @property
+    def transfers(self) -> str:
+        """Hash: idempotency key -> JSON record of a transfer to another org, kept for ever."""
+        return self._key("transfers")
+
+    @property
+    def transferring(self) -> str:
+        """Hash: idempotency key -> 1, of transfers to other orgs that are not done yet."""
+        return self._key("transferring")
+
+    @property
+    def received(self) -> str:
+        """Hash: `i` (from another org) or `b` (back from there) and the idempotency key -> `given` or `refused`."""
+        return self._key("received")
 
     @property
     def top_up(self) -> str:

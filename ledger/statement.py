@@ -35,7 +35,7 @@ _GROUPS: Final = ("project", "kind", "resource", "app")
 @dataclass(frozen=True, slots=True)
 class Entry:
     """Credits that came or went at an instant; `what`: grant, correction or expired. What a refund of a payment took
-    back is a correction below 0."""
+    back is a correction below 0, and so is what was transferred to another org."""
 
     what: str
     at_us: int
@@ -232,7 +232,8 @@ async def entries_of(ledger: Ledger, org: str) -> list[Entry]:
     for entry in map(msgspec.json.decode, taken):
         micro = parse_credits(entry["credits"])
         signed = -micro if entry["type"] == "withdrawal" else micro
-        entries.append(Entry("correction", parse_time(entry["at"]), signed, "purchase", entry["reason"]))
+        source = entry.get("source", "purchase")
+        entries.append(Entry("correction", parse_time(entry["at"]), signed, source, entry["reason"]))
     now = ledger.clock()
     return sorted((e for e in entries if e.at_us <= now), key=lambda entry: (entry.at_us, entry.what))
 

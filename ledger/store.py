@@ -17,6 +17,7 @@ from ledger.budget_store import BudgetStore
 from ledger.charging import Charging
 from ledger.clock import Clock, now_us
 from ledger.connect import Client, again, connect
+from ledger.corrections import Corrections
 from ledger.embedded import read_marker, write_marker
 from ledger.errors import LedgerDamaged
 from ledger.exhaustion import ExhaustionStore
@@ -24,6 +25,7 @@ from ledger.lua import Scripts, text
 from ledger.rates_store import RatesStore
 from ledger.refusals import Refusals
 from ledger.tokens import Tokens
+from ledger.transfers import Transfers
 
 SCHEMA = "1"
 
@@ -45,6 +47,8 @@ class Ledger:
         self.exhaustion = ExhaustionStore(client, self.scripts)
         self.refusals = Refusals(client)
         self.tokens = Tokens(client, clock)
+        self.corrections = Corrections(client, clock)
+        self.transfers = Transfers(client, self.accounts, clock)
 
 
 @asynccontextmanager

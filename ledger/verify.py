@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -27,11 +28,12 @@ from ledger.rollups import check_rollups
 from ledger.runs import Run
 from ledger.scopes import Scope, class_field
 from ledger.store import Ledger
+from ledger.transfers import DONE, PENDING, Transfer
 from ledger.usage_reader import DAY_US, read_horizon
 
 FIELDS = ("micro", "us", "refunded_micro", "refunded_us")
-SIGNS = {"grant": 1, "correction": 1, "restoration": 1, "withdrawal": -1}
-"""Journal entries that change what is granted."""
+SIGNS = {"grant": 1, "correction": 1, "restoration": 1, "withdrawal": -1, "transfer": 1}
+"""Journal entries that change what is granted. Corrections and transfers say themselves which way."""
 Progress = Callable[[int, int], None]
 """(orgs done, orgs in all)"""
 
@@ -72,6 +74,7 @@ class _Org:
         await self._runs(fields, hashes, totals)
         taken = self._purchases(fields, hashes)
         self._grants(fields, hashes, totals, journal, taken)
+        await self._transfers()
         self._holds(hashes, expiry)
         self._budgets(hashes, buckets, journal, (await read_horizon(self._ledger)).hours_us)
         copies, wrong = await check_rollups(self._ledger, self._org)
@@ -187,16 +190,19 @@ class _Org:
                 self._differ(f"grant {record.key!r}", "does not pay for what its record says")
 
     def _purchases(self, fields: dict[str, str], hashes: dict[str, dict[bytes, bytes]]) -> int:
-        """Every payment has its grant, and what was taken back of it; returns what was taken back of all."""
+        """Every payment has its grant, and what was taken back of it; returns what was taken of all grants, also by
+        corrections and transfers."""
         sums: dict[str, int] = defaultdict(int)
         of_payments: dict[str, int] = defaultdict(int)
         for data in hashes[self._keys.withdrawals].values():
             entry = msgspec.json.decode(data)
-            sums[entry["type"]] += parse_credits(entry["credits"])
-            of_payments[entry["payment"]] -= SIGNS[entry["type"]] * parse_credits(entry["credits"])
+            taken = -SIGNS[entry["type"]] * parse_credits(entry["credits"])
+            sums["restored" if taken < 0 else "withdrawn"] += abs(taken)
+            if "payment" in entry:
+                of_payments[entry["payment"]] += taken
         self._checked["withdrawals"] += len(hashes[self._keys.withdrawals])
-        self._same("withdrawn", int(fields.get("withdrawn", 0)), "withdrawals", sums["withdrawal"])
-        self._same("restored", int(fields.get("restored", 0)), "restorations", sums["restoration"])
+        self._same("withdrawn", int(fields.get("withdrawn", 0)), "withdrawals", sums["withdrawn"])
+        self._same("restored", int(fields.get("restored", 0)), "restorations", sums["restored"])
         for data in hashes[self._keys.payments].values():
             payment = msgspec.json.decode(data, type=Payment)
             self._checked["payments"] += 1
@@ -206,7 +212,20 @@ class _Org:
             granted = 0 if grant is None else parse_credits(msgspec.json.decode(grant, type=GrantRecord).credits)
             ordered = 0 if order is None or not payment.paid else msgspec.json.decode(order, type=Order).micro
             self._same(f"granted for {payment.id}", granted, "its order", ordered)
-        return sums["withdrawal"] - sums["restoration"]
+        return sums["withdrawn"] - sums["restored"]
+
+    async def _transfers(self) -> None:
+        """What is said to have arrived at another org did."""
+        records = await again(lambda: self._ledger.client.hvals(self._keys.transfers))
+        for transfer in (msgspec.json.decode(data, type=Transfer) for data in records):
+            self._checked["transfers"] += 1
+            received, field = keys.of_org(transfer.target).received, f"i{transfer.key}"
+            found = text(await again(partial(self._ledger.client.hget, received, field)))
+            if transfer.state != PENDING and found != ("given" if transfer.state == DONE else "refused"):
+                self._differ(
+                    f"transfer {transfer.key!r} to org {transfer.target!r}",
+                    f"is {transfer.state}, but there it is {found or 'not known'}", transfer.credits,
+                )  # fmt: skip
 
     def _holds(self, hashes: dict[str, dict[bytes, bytes]], expiry: set[str]) -> None:
         tiers: dict[str, int] = defaultdict(int)
