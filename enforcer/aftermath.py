@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 from enforcer.metrics import EnforcerMetrics
-from ledger.admission import AdmissionRequest, Terms
-from ledger.errors import CreditsError
+from enforcer.spool import LetThrough, Spool
+from ledger.errors import CreditsError, LedgerUnavailable
 from ledger.refusals import Refused
 from ledger.store import Ledger
 
 QUEUE_MAX: Final = 50_000
-"""Entries and holds kept in memory while the ledger is away; more are dropped and counted."""
+"""Entries kept in memory while the ledger is away; more are dropped and counted."""
 _BATCH: Final = 200
 _PING_SECONDS: Final = 0.25
 _SAVE_SECONDS: Final = 1.0
@@ -31,12 +32,18 @@ class Aftermath:
     It also is the circuit breaker: after `lost()` nobody asks the ledger until the worker has had an answer.
     """
 
-    def __init__(self, ledger: Ledger, metrics: EnforcerMetrics, on_back: Callable[[], None]) -> None:
+    def __init__(self, ledger: Ledger, metrics: EnforcerMetrics, spool: Path | None = None) -> None:
+        """`spool`: where what is let through is kept until the ledger has it; None: in memory.
+
+        Raises: InvalidRequest where that file cannot be used.
+        """
         self._ledger = ledger
         self._metrics = metrics
-        self._on_back = on_back
+        self._spool = Spool(spool)
         self._entries: deque[Refused] = deque()
-        self._holds: deque[tuple[AdmissionRequest, Terms]] = deque()
+        self._let_through: Counter[str] = Counter()
+        for item in self._spool.waiting:
+            self._let_through[item.request.org] += item.required_micro
         self._releases: deque[tuple[str, str]] = deque()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -48,9 +55,27 @@ class Aftermath:
         """Write a journal entry."""
         self._put(self._entries, item)
 
-    def hold(self, request: AdmissionRequest, terms: Terms) -> None:
-        """Make the hold of a request that was let through without one."""
-        self._put(self._holds, (request, terms))
+    async def let_through(self, item: LetThrough, cap_micro: int) -> bool:
+        """Whether a request may pass without the ledger, which is told of it later, whatever happens meanwhile.
+
+        `cap_micro`: what all requests of one org may need together until the ledger has them.
+        Raises: SpoolError where it cannot be kept.
+        """
+        org = item.request.org
+        if self._let_through[org] + item.required_micro > cap_micro:
+            return False
+        self._let_through[org] += item.required_micro
+        try:
+            await self._spool.keep(item)
+        except BaseException:
+            self._let_through[org] -= item.required_micro
+            raise
+        self._wake.set()
+        return True
+
+    def has_room(self, org: str, required_micro: int, cap_micro: int) -> bool:
+        """Whether it could pass."""
+        return self._let_through[org] + required_micro <= cap_micro
 
     def release(self, org: str, hold_id: str) -> None:
         """End a hold that may have been made for a request which was refused."""
@@ -76,6 +101,7 @@ class Aftermath:
         self._wake.set()
         await asyncio.wait({self._task}, timeout=_STOP_SECONDS)
         self._task.cancel()
+        await self._spool.close()
         with suppress(Exception):
             async with asyncio.timeout(_STOP_SECONDS):
                 await self._metrics.save(self._ledger)
@@ -116,20 +142,33 @@ class Aftermath:
         self.is_away = False
         self._metrics.ledger_up.set(1)
         log.warning("the ledger answers again")
-        self._on_back()
 
     async def _write(self) -> None:
-        self._metrics.pending.set(len(self._entries) + len(self._holds) + len(self._releases))
+        waiting = self._spool.waiting
+        self._metrics.pending.set(len(self._entries) + len(waiting) + len(self._releases))
         while self._releases:
             await self._first(self._releases, lambda item: self._ledger.admissions.release(*item))
-        while self._holds:
-            await self._first(self._holds, lambda item: self._ledger.admissions.admit(*item))
+        while waiting:
+            await self._catch_up(waiting[0])
+            self._spool.done()
+        if not self.is_away:
+            self._let_through.clear()  # the ledger has all of it, and counts it itself
         while self._entries:
             batch = [self._entries[i] for i in range(min(_BATCH, len(self._entries)))]
             await self._ledger.refusals.add(batch)
             for _ in batch:
                 self._entries.popleft()
         self._metrics.pending.set(0)
+
+    async def _catch_up(self, item: LetThrough) -> None:
+        """The hold of what was let through, and its entry; both may be there already."""
+        try:
+            await self._ledger.admissions.admit(item.request, item.terms)
+        except LedgerUnavailable:
+            raise
+        except CreditsError as error:  # it must not keep those behind it waiting for ever
+            log.error("org %s: a request that was let through has no hold: %s", item.request.org, error)
+        await self._ledger.refusals.add([Refused(item.request.org, item.entry)])
 
     @staticmethod
     async def _first(queue: deque[Any], work: Callable[[Any], Awaitable[object]]) -> None:

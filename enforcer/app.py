@@ -52,7 +52,11 @@ def build_app(
     `buy_url`: where credits are bought, said in refusals. `failures`: where the console counts failures to sign in.
     """
     metrics = EnforcerMetrics(f"{settings.enforcer.host}:{settings.enforcer.port}")
-    desk = Desk(ledger, settings.admission, metrics, clock, buy_url)
+    place = f"{settings.enforcer.host}-{settings.enforcer.port}".replace(":", "_")
+    spool = settings.data_dir / f"let-through-{place}.jsonl"
+    # Also where nothing is let through any more, what was before waits there.
+    keeps = settings.admission.on_ledger_down == "allow" or spool.exists()
+    desk = Desk(ledger, settings.admission, metrics, clock, buy_url, spool if keeps else None)
     slurm = SlurmApi(desk, [source for source in settings.sources if isinstance(source, SlurmSource)])
     asks_certificates = settings.enforcer.tls is not None and settings.enforcer.tls.client_ca is not None
     kubernetes = KubernetesApi(desk, settings.sources, asks_certificates)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -15,6 +16,7 @@ from config.settings import AdmissionSettings
 from enforcer.aftermath import Aftermath
 from enforcer.deadlines import Deadlines
 from enforcer.metrics import ALLOWED, DENIED, EXCEPTED, SHADOWED, EnforcerMetrics
+from enforcer.spool import LetThrough, SpoolError
 from ledger import refusal_text
 from ledger.admission import AdmissionRequest, Decision, Quote, Terms
 from ledger.clock import Clock
@@ -26,6 +28,8 @@ from ledger.refusals import EXCEPTION, REFUSAL, SHADOW, Refused
 from ledger.store import Ledger
 
 log = logging.getLogger(__name__)
+_LEDGER_PART: Final = 0.8
+"""Of the time for a decision."""
 _OFF: Final = Decision(True, Code.OK, "Credits are not checked here.")
 
 
@@ -34,16 +38,18 @@ class Desk:
 
     def __init__(
         self, ledger: Ledger, settings: AdmissionSettings, metrics: EnforcerMetrics, clock: Clock,
-        buy_url: str | None = None,
+        buy_url: str | None = None, spool: Path | None = None,
     ) -> None:  # fmt: skip
+        """`spool`: see `Aftermath`. Raises: InvalidRequest where that file cannot be used."""
         self.ledger = ledger
         self.settings = settings
         self.metrics = metrics
-        self.aftermath = Aftermath(ledger, metrics, self._back)
+        self.aftermath = Aftermath(ledger, metrics, spool)
         self.terms = Terms(int(settings.hold_minutes * 60_000_000), settings.unknown_org, buy_url)
         self._clock = clock
-        self._deadlines = Deadlines(settings.decision_seconds)
-        self._let_through: dict[str, int] = {}
+        self._may_pass = settings.on_ledger_down == "allow"
+        # What is let through without the ledger has to be on disk within the same time.
+        self._deadlines = Deadlines(settings.decision_seconds * (_LEDGER_PART if self._may_pass else 1.0))
 
     async def decide(
         self, request: AdmissionRequest, *, who: str, via: str, excuse: Callable[[], Awaitable[bool]] | None = None
@@ -58,12 +64,11 @@ class Desk:
         start = time.perf_counter()
         if not request.hold_id:
             request = msgspec.structs.replace(request, hold_id=new_hold_id(request.org))
-        decision = await self._ask(request)
+        decision = await self._ask(request, who, via, start)
         mode = decision.policy_mode or mode
         if decision.allowed:
             if decision.code is not Code.OK:  # let through without the ledger
                 self.metrics.count(EXCEPTED, decision.code)
-                self._journal(EXCEPTION, request, decision, who, via)
             elif decision.policy_mode != "off":
                 self.metrics.count(ALLOWED, decision.code)
         elif mode == "shadow":
@@ -93,7 +98,7 @@ class Desk:
     async def _is_excused(self, excuse: Callable[[], Awaitable[bool]], start: float) -> bool:
         """In what is left of the time for a decision."""
         try:
-            async with asyncio.timeout(self.settings.decision_seconds - (time.perf_counter() - start)):
+            async with asyncio.timeout(self._left(start)):
                 return await excuse()
         except (CreditsError, TimeoutError) as error:
             log.warning("whether refused work is to be let through is not known: %s", error)
@@ -110,40 +115,52 @@ class Desk:
             return replace(decision, allowed=True, reason=refusal_text.shadowed(decision.reason))
         return decision
 
-    async def _ask(self, request: AdmissionRequest) -> Decision:
+    async def _ask(self, request: AdmissionRequest, who: str, via: str, start: float) -> Decision:
         if self.aftermath.is_away:
-            return self._without_ledger(request, was_asked=False)
-        stays = self.settings.on_ledger_down == "allow"
+            return await self._without_ledger(request, who, via, start, was_asked=False)
 
         def answered_late(answer: Any) -> None:
-            if answer[0] == b"ok" and answer[5] == b"new" and not stays:
+            if answer[0] == b"ok" and answer[5] == b"new" and not self._may_pass:
                 self.aftermath.release(request.org, answer[3].decode())
 
         try:
             return await self._deadlines.within(self.ledger.admissions.admit(request, self.terms, answered_late))
         except (LedgerUnavailable, TimeoutError):
             self.aftermath.lost()
-            return self._without_ledger(request, was_asked=True)
+            return await self._without_ledger(request, who, via, start, was_asked=True)
 
-    def _without_ledger(self, request: AdmissionRequest, *, was_asked: bool) -> Decision:
+    async def _without_ledger(
+        self, request: AdmissionRequest, who: str, via: str, start: float, *, was_asked: bool
+    ) -> Decision:
         required = self.ledger.admissions.known_required(request, self.terms)
-        if self.settings.on_ledger_down == "allow" and required is not None:
-            so_far = self._let_through.get(request.org, 0)
-            if so_far + required <= self.settings.allow_cap_micro:
-                if not request.dry_run:
-                    self._let_through[request.org] = so_far + required
-                    self.aftermath.hold(request, self.terms)
-                return Decision(
-                    True, Code.LEDGER_UNAVAILABLE, refusal_text.let_through(request.cluster), None, None, required,
-                    None if request.dry_run else request.hold_id,
-                )  # fmt: skip
+        if self._may_pass and required is not None:
+            decision = Decision(
+                True, Code.LEDGER_UNAVAILABLE, refusal_text.let_through(request.cluster), None, None, required,
+                None if request.dry_run else request.hold_id,
+            )  # fmt: skip
+            if await self._passes(request, decision, who, via, start):
+                return decision
         if was_asked and not request.dry_run:
             # Whether its hold was made is not known. A hold that is replaced stays, for its job is still there.
             self.aftermath.release(request.org, request.hold_id)
         return Decision(False, Code.LEDGER_UNAVAILABLE, refusal_text.ledger_unavailable(), None, None, required or 0)
 
-    def _back(self) -> None:
-        self._let_through.clear()
+    async def _passes(self, request: AdmissionRequest, decision: Decision, who: str, via: str, start: float) -> bool:
+        """Whether there is room under the org's cap, and it is kept for the ledger."""
+        cap, required = self.settings.allow_cap_micro, decision.required_micro
+        if request.dry_run:
+            return self.aftermath.has_room(request.org, required, cap)
+        entry = decision_entry(EXCEPTION, request, decision, who=who, via=via, now_us=self._clock())
+        try:
+            async with asyncio.timeout(self._left(start)):
+                return await self.aftermath.let_through(LetThrough(request, self.terms, required, entry), cap)
+        except (SpoolError, TimeoutError) as error:
+            log.error("nothing can be let through: %s", error or "the disk takes too long")
+            return False
+
+    def _left(self, start: float) -> float:
+        """Seconds of the time for a decision."""
+        return self.settings.decision_seconds - (time.perf_counter() - start)
 
     def _journal(self, kind: str, request: AdmissionRequest, decision: Decision, who: str, via: str) -> None:
         entry = decision_entry(kind, request, decision, who=who, via=via, now_us=self._clock())

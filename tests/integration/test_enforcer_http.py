@@ -436,10 +436,10 @@ async def test_without_the_ledger_nothing_starts_unless_the_settings_say_so(
 
 
 async def test_what_was_let_through_is_capped_and_held_and_journaled_afterwards(
-    make_server: Callable[..., ServerProcess],
+    make_server: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:
     settings = admission(on_ledger_down="allow", allow_cap_micro=2 * CREDIT, decision_seconds=0.3)
-    async with with_own_server(make_server, settings) as (api, server):
+    async with with_own_server(make_server, replace(settings, data_dir=tmp_path)) as (api, server):
         await give(api, "100")
         await api.call("POST", "/v1/admission", {**JOB, "dry_run": True}, "scheduler")
         server.kill9()

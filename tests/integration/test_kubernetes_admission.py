@@ -288,8 +288,11 @@ async def test_what_only_looks_like_an_admitted_job_is_refused(hook: Webhook, co
 
 
 @pytest.mark.parametrize("change", [{"mode": "shadow"}, {"on_ledger_down": "allow"}])
-async def test_only_what_is_paid_for_counts_as_admitted(client: Client, change: dict[str, Any]) -> None:
-    async with webhook(client, replace(SETTINGS, admission=AdmissionSettings(**change)), CREDIT // 2) as hook:
+async def test_only_what_is_paid_for_counts_as_admitted(
+    client: Client, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    settings = replace(SETTINGS, admission=AdmissionSettings(**change), data_dir=tmp_path)
+    async with webhook(client, settings, CREDIT // 2) as hook:
         if "on_ledger_down" in change:
             hook.http.server.app[DESK].aftermath.is_away = True  # type: ignore[attr-defined]
         assert (await hook.ask(review(recreated("one"))))["allowed"]

@@ -1,0 +1,175 @@
+"""What was let through while the ledger was away, on disk: it outlives the process until the ledger has it.
+
+A file of JSON lines: what was let through, each on disk before its job is told yes, and the ids of what the ledger
+has by now. Once it has all, the file is emptied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections import deque
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from ledger.admission import AdmissionRequest, Terms
+from ledger.errors import CreditsError, InvalidRequest
+
+KEPT_MAX: Final = 50_000
+"""Of what was let through and the ledger does not have yet; nothing more is let through then."""
+_BYTES_MAX: Final = 256 * 1024 * 1024
+log = logging.getLogger(__name__)
+
+
+class SpoolError(CreditsError):
+    """What is let through cannot be kept, so it is not let through."""
+
+
+class LetThrough(msgspec.Struct, frozen=True):
+    """One request, named by its hold's id, with what it needed (micro-credits) and its entry in the journal."""
+
+    request: AdmissionRequest
+    terms: Terms
+    required_micro: int
+    entry: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.request.hold_id
+
+
+class _Line(msgspec.Struct, omit_defaults=True):
+    """Either of the two."""
+
+    kept: LetThrough | None = None
+    done: str = ""
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(_Line).decode
+
+
+class Spool:
+    """Holds back what is kept, oldest first, in `waiting`. Without a path nothing outlives the process."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Raises: InvalidRequest where the file cannot be used."""
+        self.waiting: deque[LetThrough] = deque()
+        self._path = path
+        self._file: int | None = None
+        self._lines: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._writer: asyncio.Task[None] | None = None
+        self._coming = 0
+        if path is not None:
+            self._open(path)
+
+    async def keep(self, item: LetThrough) -> None:
+        """On disk once this returns; those that come at the same time share a write.
+
+        Raises: SpoolError, and then it is not kept. When cancelled it is not kept either.
+        """
+        if len(self.waiting) + self._coming >= KEPT_MAX:
+            raise SpoolError(f"More than {KEPT_MAX} requests were let through since the ledger is away.")
+        if self._file is None:
+            self.waiting.append(item)
+            return
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lines.append((_encode(_Line(kept=item)) + b"\n", written))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+        self._coming += 1
+        try:
+            await asyncio.shield(written)
+        except asyncio.CancelledError:
+            written.add_done_callback(lambda done: self._take_back(item.id, done))
+            raise
+        except OSError as error:
+            raise SpoolError(f"{self._path} cannot be written: {error.strerror or error}") from error
+        finally:
+            self._coming -= 1
+        self.waiting.append(item)
+
+    def done(self) -> None:
+        """The ledger has the first that waits. Should this mark get lost, it is written to the ledger once more."""
+        item = self.waiting.popleft()
+        self._mark(item.id)
+        if not self.waiting and not self._coming and self._file is not None:
+            os.ftruncate(self._file, 0)
+
+    async def close(self) -> None:
+        """What waits is taken up at the next start."""
+        if self._writer is not None:
+            await self._writer
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _open(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            data = path.read_bytes()
+        except BlockingIOError:
+            raise InvalidRequest(f"{path}: another enforcer uses it; give this one another data_dir") from None
+        except OSError as error:
+            raise InvalidRequest(f"{path} (data_dir) cannot be used: {error.strerror or error}") from error
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):  # the process was killed while it wrote this, so nobody was told yes
+            os.ftruncate(self._file, whole)
+        kept: dict[str, LetThrough] = {}
+        for line in data[:whole].splitlines():
+            try:
+                said = _decode(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                log.error("%s: a line that cannot be read is passed over: %s", path, error)
+                continue
+            if said.kept is not None:
+                kept[said.kept.id] = said.kept
+            else:
+                kept.pop(said.done, None)
+        self.waiting.extend(kept.values())
+        if kept:
+            log.warning("%s: %d requests that were let through wait for the ledger", path, len(kept))
+
+    def _take_back(self, name: str, written: asyncio.Future[None]) -> None:
+        """Nobody was told yes."""
+        if written.exception() is None:
+            self._mark(name)
+
+    def _mark(self, name: str) -> None:
+        if self._file is not None:
+            try:
+                os.write(self._file, _encode(_Line(done=name)) + b"\n")
+            except OSError as error:
+                log.error("%s cannot be written: %s", self._path, error.strerror or error)
+
+    async def _write(self) -> None:
+        while self._lines:
+            lines, self._lines = self._lines, []
+            try:
+                await asyncio.to_thread(self._append, b"".join(line for line, _ in lines))
+            except OSError as error:
+                for _, written in lines:
+                    written.set_exception(error)
+            else:
+                for _, written in lines:
+                    written.set_result(None)
+
+    def _append(self, data: bytes) -> None:
+        assert self._file is not None
+        size = os.fstat(self._file).st_size
+        if size + len(data) > _BYTES_MAX:
+            raise OSError(f"it would be larger than {_BYTES_MAX} bytes")
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, size)  # no half a line for others to go on from
+            raise
