@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from config import values
 from config.console import Console
 from config.fields import At, File, Reader, Refused, Unusable, choice, list_of, map_of, read_section, section, setting
+from config.notices import NoticeSettings
 from config.payments import Payments
 from config.problems import Problem
 from config.sources import SimulatedSource, SourceSettings, sources
@@ -293,6 +294,9 @@ class Settings:
     )
     retention: Retention = field(
         default_factory=Retention, metadata=setting(section(Retention), "How long details are kept.")
+    )
+    notices: NoticeSettings = field(
+        default_factory=NoticeSettings, metadata=setting(section(NoticeSettings), "How people are told.")
     )
     console: Console = field(
         default_factory=Console, metadata=setting(section(Console), "The web pages, and who may see them.")

@@ -225,7 +225,8 @@ async def reaping(ledger: Ledger, settings: Settings, metrics: EnforcerMetrics, 
     """A reaper that looks for as long as the block lasts."""
     given = settings.exhaustion
     actions = actions_of(settings.sources)
-    notifier = None if given.webhook is None else Notifier(ledger, given.webhook.url, given.webhook.secret)
+    hook = given.webhook
+    notifier = Notifier(ledger, None if hook is None else hook.url, None if hook is None else hook.secret)
     policy = Policy(int(given.warn_hours_left * HOUR_US), int(given.grace_minutes * _MINUTE_US), given.then)
     reaper = Reaper(
         ledger, policy, settings.admission, actions, metrics, clock,
@@ -240,8 +241,7 @@ async def reaping(ledger: Ledger, settings: Settings, metrics: EnforcerMetrics, 
         task.cancel()
         for one in actions.values():
             await one.close()
-        if notifier is not None:
-            await notifier.close()
+        await notifier.close()
 
 
 def _tiers(

@@ -39,7 +39,25 @@ TRANSFERS = "credits:transfers"
 """Hash: `k` and the idempotency key of a transfer -> JSON of what it was used for, kept for ever."""
 
 EVENTS = "credits:events"
-"""Stream of events that wait to be sent to the outgoing webhook."""
+"""Stream of events to be told to others; bounded. How far each reader is, NOTICES_CURSORS says."""
+EVENTS_SEEN = "{credits:events}:seen"
+"""Sorted set: id of an event by the instant (ms) it was first told; on the node of the stream."""
+NOTICE_ORGS = "credits:notices:orgs"
+"""Set of the orgs that said whom to tell of what."""
+NOTICES_CURSORS = "credits:{notices}:cursors"
+"""Hash: webhook, router -> up to where in `credits:events` they are; started_ms: journals are told of from then on."""
+NOTICES_JOURNALS = "credits:{notices}:journals"
+"""Hash: org -> up to where its journal was told of."""
+NOTICES = "credits:{notices}:waiting"
+"""Hash: id -> notice (JSON) that waits to be sent."""
+NOTICES_DUE = "credits:{notices}:due"
+"""Sorted set: id of a notice by the instant (ms) it is to be sent."""
+NOTICES_OPEN = "credits:{notices}:open"
+"""Hash: group (who is told, of which kind) -> notice that still takes events."""
+NOTICES_LAST = "credits:{notices}:last"
+"""Hash: group -> when (ms) its last notice was sent."""
+NOTIFIER = "credits:notifier"
+"""Which enforcer sends notices; expires."""
 REAPER = "credits:reaper"
 """Which enforcer acts on work of orgs that ran out; expires."""
 
@@ -184,6 +202,11 @@ class OrgKeys:
         (orders there were), cool_until (us), declines, paused (why), capped (the month it was said of),
         month:YYYY-MM -> micro-credits ordered in it."""
         return self._key("topup")
+
+    @property
+    def notices(self) -> str:
+        """Hash: preferences (JSON): whom to tell of what; runway, budget:ID -> what was told of them last."""
+        return self._key("notices")
 
     @property
     def holds(self) -> str:

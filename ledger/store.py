@@ -22,6 +22,7 @@ from ledger.embedded import read_marker, write_marker
 from ledger.errors import LedgerDamaged
 from ledger.exhaustion import ExhaustionStore
 from ledger.lua import Scripts, text
+from ledger.notices import Notices
 from ledger.rates_store import RatesStore
 from ledger.refusals import Refusals
 from ledger.tokens import Tokens
@@ -45,6 +46,7 @@ class Ledger:
         self.admissions = Admissions(client, self.scripts, self.rates, self.budgets, clock)
         self.admitted = Admitted(client, clock)
         self.exhaustion = ExhaustionStore(client, self.scripts)
+        self.notices = Notices(client, self.scripts)
         self.refusals = Refusals(client)
         self.tokens = Tokens(client, clock)
         self.corrections = Corrections(client, clock)

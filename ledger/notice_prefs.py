@@ -1,0 +1,155 @@
+"""Whom an org has told of what: e-mail addresses, a webhook, kinds of notices, hours of runway."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import secrets
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ledger import keys
+from ledger.clock import Clock, format_time, now_us
+from ledger.connect import Client, again
+from ledger.errors import InvalidRequest
+from ledger.lua import Scripts, text
+
+KINDS: Final = ("stage", "runway", "budget", "purchase", "refund", "top_up")
+"""What there are notices of; `refund` includes disputes."""
+EMAILS_MAX: Final = 20
+RUNWAY_HOURS_MAX: Final = 24 * 366
+_SECRET_MIN: Final = 16
+_SECRET_MAX: Final = 200
+_URL_MAX: Final = 500
+_LOCAL: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
+_LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+
+
+class Hook(msgspec.Struct, frozen=True):
+    """A webhook; `secret` signs what is sent to it."""
+
+    url: str
+    secret: str
+
+
+class Preferences(msgspec.Struct, frozen=True):
+    """Nothing is sent to an org that says nothing. `runway_hours`: it is told when credits last no longer than this."""
+
+    email: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = KINDS
+    runway_hours: float = 24.0
+    webhook: Hook | None = None
+
+
+class NoticePreferences:
+    """Reads and sets them."""
+
+    def __init__(self, client: Client, scripts: Scripts, clock: Clock | None = None) -> None:
+        self._client: Any = client
+        self._scripts = scripts
+        self._clock: Clock = clock or now_us
+
+    async def orgs(self) -> list[str]:
+        """Those that set any, ever."""
+        return sorted(text(org) for org in await again(lambda: self._client.smembers(keys.NOTICE_ORGS)))
+
+    async def read(self, org: str) -> Preferences:
+        """An org that never set any has those of nobody to tell."""
+        data = await again(lambda: self._client.hget(keys.of_org(org).notices, "preferences"))
+        return Preferences() if data is None else msgspec.json.decode(data, type=Preferences)
+
+    async def put(self, org: str, wanted: Preferences, *, who: str, address: str | None = None) -> None:
+        """Set them, with an entry in the journal that has no secret in it.
+
+        Raises: InvalidRequest naming what is wrong; LedgerUnavailable (retry is safe).
+        """
+        check(wanted)
+        entry = {
+            "type": "notices", "at": format_time(self._clock()), "who": who, "from": address,
+            "email": list(wanted.email), "kinds": list(wanted.kinds), "runway_hours": wanted.runway_hours,
+            "webhook": None if wanted.webhook is None else wanted.webhook.url,
+        }  # fmt: skip
+        names = keys.of_org(org)
+        await again(lambda: self._client.sadd(keys.NOTICE_ORGS, org))
+        await self._scripts.setting.durably(
+            [names.notices, names.journal], ["preferences", msgspec.json.encode(wanted), msgspec.json.encode(entry)]
+        )
+
+
+def new_secret() -> str:
+    """For a webhook whose owner gives none."""
+    return f"whs_{secrets.token_urlsafe(32)}"
+
+
+def check(wanted: Preferences) -> None:
+    """Raises: InvalidRequest naming the field, the value and what would be right."""
+    if len(wanted.email) > EMAILS_MAX:
+        raise InvalidRequest(f"email: {len(wanted.email)} addresses; at most {EMAILS_MAX} are told")
+    for address in wanted.email:
+        if not is_address(address):
+            raise InvalidRequest(f"email: {address!r:.80} is not an address like ops@example.org")
+    if len({address.lower() for address in wanted.email}) < len(wanted.email):
+        raise InvalidRequest("email: an address is there twice")
+    for kind in wanted.kinds:
+        if kind not in KINDS:
+            raise InvalidRequest(f"kinds: {kind!r:.40} is none of {', '.join(KINDS)}")
+    if not 0 <= wanted.runway_hours <= RUNWAY_HOURS_MAX:
+        raise InvalidRequest(f"runway_hours: {wanted.runway_hours} is not from 0 to {RUNWAY_HOURS_MAX}")
+    if wanted.webhook is not None:
+        _check_hook(wanted.webhook)
+
+
+def is_address(given: str) -> bool:
+    """Whether it is an e-mail address in ASCII, without a display name, quotes or comments."""
+    local, at, domain = given.rpartition("@")
+    labels = domain.split(".")
+    return (
+        bool(at)
+        and len(given) <= 254
+        and 0 < len(local) <= 64
+        and _LOCAL.fullmatch(local) is not None
+        and len(labels) > 1
+        and all(_LABEL.fullmatch(label) for label in labels)
+        and not labels[-1].isdigit()
+    )
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the Internet's: not of this machine, of its network, or of another reserved."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            return is_public(str(ip.ipv4_mapped))
+        if ip.sixtofour is not None or ip.teredo is not None or ip in _NAT64:
+            return False
+    return ip.is_global and not ip.is_multicast
+
+
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+
+
+def _check_hook(hook: Hook) -> None:
+    try:
+        parts = urlsplit(hook.url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if (
+        not host
+        or parts.scheme not in ("https", "http")
+        or not hook.url.isascii()
+        or not hook.url.isprintable()
+        or " " in hook.url
+        or len(hook.url) > _URL_MAX
+        or "@" in parts.netloc
+    ):
+        raise InvalidRequest(
+            f"webhook.url: expected https://host/path of at most {_URL_MAX} characters, without user and password"
+        )
+    if not _SECRET_MIN <= len(hook.secret) <= _SECRET_MAX or not hook.secret.isascii():
+        raise InvalidRequest(f"webhook.secret: expected {_SECRET_MIN} to {_SECRET_MAX} ASCII characters")
