@@ -16,8 +16,9 @@ import msgspec
 from ledger import keys
 from ledger.accounts import PAYMENT_PREFIX, GrantRecord
 from ledger.budgets import decode_budgets
-from ledger.clock import parse_time
+from ledger.clock import format_time, parse_time
 from ledger.connect import again
+from ledger.errors import UnknownOrg
 from ledger.lua import text
 from ledger.money import COST_DENOMINATOR, HOUR_US, format_micro, parse_credits
 from ledger.org_state import Amounts, decode_amounts, decode_rows
@@ -25,7 +26,7 @@ from ledger.periods import PERIODS
 from ledger.purchase_step import Order, Payment
 from ledger.rates_history import line_of
 from ledger.rollups import check_rollups
-from ledger.runs import Run
+from ledger.runs import NEVER, OPEN, Run
 from ledger.scopes import Scope, class_field
 from ledger.store import Ledger
 from ledger.transfers import DONE, PENDING, Transfer
@@ -39,33 +40,39 @@ Progress = Callable[[int, int], None]
 
 
 async def verify(ledger: Ledger, org: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
-    """Check every org (or one): `{"ok": bool, "checked": {...}, "differences": [...]}`.
+    """Check every org (or one): `{"ok": bool, "checked": {...}, "differences": [...], "orphan_holds": [...]}`.
 
-    Each org is read in one transaction, so that rounds and grants under way do no harm.
+    Each org is read in one transaction, so that rounds and grants under way do no harm. Orphan holds set credits aside
+    for work that is charged or over already; the figures agree all the same, and they end by their expiry, so they
+    are no difference. A hold that is still there after its expiry is one.
     Raises: LedgerUnavailable, LedgerDamaged.
     """
     orgs = [org] if org is not None else await ledger.accounts.orgs()
     checked: dict[str, int] = defaultdict(int)
     differences: list[dict[str, str | None]] = []
+    orphans: list[dict[str, str | None]] = []
     for number, name in enumerate(orgs):
-        await _Org(ledger, name, checked, differences).check()
+        await _Org(ledger, name, checked, differences, orphans).check()
         if progress:
             progress(number + 1, len(orgs))
     checked["orgs"] = len(orgs)
-    return {"ok": not differences, "checked": dict(checked), "differences": differences}
+    return {"ok": not differences, "checked": dict(checked), "differences": differences, "orphan_holds": orphans}
 
 
 class _Org:
     def __init__(
-        self, ledger: Ledger, org: str, checked: dict[str, int], differences: list[dict[str, str | None]]
-    ) -> None:
+        self, ledger: Ledger, org: str, checked: dict[str, int], differences: list[dict[str, str | None]],
+        orphans: list[dict[str, str | None]],
+    ) -> None:  # fmt: skip
         self._ledger = ledger
         self._org = org
         self._keys = keys.of_org(org)
         self._checked = checked
         self._differences = differences
+        self._orphans = orphans
 
     async def check(self) -> None:
+        now_us = await self._end_holds()
         hashes, buckets, expiry, journal = await self._read()
         fields = {text(k): text(v) for k, v in hashes[self._keys.org].items()}
         totals = decode_amounts(hashes[self._keys.spent])
@@ -75,14 +82,23 @@ class _Org:
         taken = self._purchases(fields, hashes)
         self._grants(fields, hashes, totals, journal, taken)
         await self._transfers()
-        self._holds(hashes, expiry)
+        self._holds(hashes, expiry, now_us)
         self._budgets(hashes, buckets, journal, (await read_horizon(self._ledger)).hours_us)
         copies, wrong = await check_rollups(self._ledger, self._org)
         self._checked["roll-ups"] += copies
         for name in wrong:
             self._differ(f"roll-up {name}", "its sums are not those of its hours")
 
-    async def _read(self) -> tuple[dict[str, dict[bytes, bytes]], dict[int, dict[int, Amounts]], set[str], list[Any]]:
+    async def _end_holds(self) -> int:
+        """Those whose time is over, as everybody who looks at an org does. Until when (us)."""
+        try:
+            return (await self._ledger.accounts.balance(self._org)).at_us
+        except UnknownOrg:
+            return 0
+
+    async def _read(
+        self,
+    ) -> tuple[dict[str, dict[bytes, bytes]], dict[int, dict[int, Amounts]], dict[str, int], list[Any]]:
         names = self._keys
         client: Any = self._ledger.client
 
@@ -98,7 +114,7 @@ class _Org:
             ]  # fmt: skip
             async with client.pipeline(transaction=True) as pipe:
                 pipe.zrange(names.hours, 0, -1)
-                pipe.zrange(names.hold_expiry, 0, -1)
+                pipe.zrange(names.hold_expiry, 0, -1, withscores=True)
                 pipe.xrange(names.journal)
                 for name in wanted:
                     pipe.hgetall(name)
@@ -113,7 +129,7 @@ class _Org:
                 break
         hashes = dict(zip(wanted, answer[3 : 3 + len(wanted)], strict=True))
         buckets = dict(zip(hours, (decode_amounts(b) for b in answer[3 + len(wanted) :]), strict=True))
-        return hashes, buckets, {text(i) for i in answer[1]}, answer[2]
+        return hashes, buckets, {text(hold): int(ms) for hold, ms in answer[1]}, answer[2]
 
     def _buckets(self, totals: dict[int, Amounts], buckets: dict[int, dict[int, Amounts]]) -> None:
         sums: dict[int, Amounts] = defaultdict(Amounts)
@@ -227,7 +243,7 @@ class _Org:
                     f"is {transfer.state}, but there it is {found or 'not known'}", transfer.credits,
                 )  # fmt: skip
 
-    def _holds(self, hashes: dict[str, dict[bytes, bytes]], expiry: set[str]) -> None:
+    def _holds(self, hashes: dict[str, dict[bytes, bytes]], expiry: dict[str, int], now_us: int) -> None:
         tiers: dict[str, int] = defaultdict(int)
         holds = {text(i): msgspec.json.decode(data) for i, data in hashes[self._keys.holds].items()}
         self._checked["holds"] += len(holds)
@@ -238,8 +254,12 @@ class _Org:
         told_apart = [tier for tier in tiers if tier.startswith(class_field("", "")[:2])]
         if told_apart:
             self._same("held, by class of work", sum(tiers[tier] for tier in told_apart), "holds", tiers[""])
-        for hold_id in holds.keys() ^ expiry:
+        for hold_id in holds.keys() ^ expiry.keys():
             self._differ(f"hold {hold_id}", "has no expiry" if hold_id in holds else "expires but is not there")
+        for hold_id in holds.keys() & expiry.keys():
+            if expiry[hold_id] * 1000 <= now_us:
+                self._differ(f"hold {hold_id}", f"should have ended at {format_time(expiry[hold_id] * 1000)}")
+        self._orphan_holds(hashes, holds, expiry)
         for workload, named in hashes[self._keys.hold_of].items():
             if text(named) not in holds:
                 self._differ(f"workload {text(workload)!r}", f"names hold {text(named)}, which is not there")
@@ -250,6 +270,32 @@ class _Org:
                     parts[text(tier)] += int(micro)
         running = {text(k): int(v) for k, v in hashes[self._keys.running].items()}
         self._sums("to be held for running work", running, "sources", parts)
+
+    def _orphan_holds(
+        self, hashes: dict[str, dict[bytes, bytes]], holds: dict[str, Any], expiry: dict[str, int]
+    ) -> None:
+        """Holds of work that is charged now, or was until after they were made."""
+        if not any(hold["workload"] for hold in holds.values()):
+            return
+        last_us: dict[str, int] = {}
+        for data in (*hashes[self._keys.runs].values(), *hashes[self._keys.ended].values()):
+            run = Run.decode(self._org, data)
+            if run.kind != "storage":
+                name = f"{run.cluster}{keys.US}{run.id}"
+                last_us[name] = max(last_us.get(name, 0), NEVER if run.state == OPEN else run.ended_us or run.until_us)
+        for hold_id, hold in holds.items():
+            until_us = last_us.get(hold["workload"] or "", 0)
+            if until_us <= parse_time(hold["at"]):
+                continue
+            self._orphans.append(
+                {
+                    "org": self._org, "hold_id": hold_id, "cluster": hold["cluster"], "project": hold["project"],
+                    "user": hold["user"], "workload": hold["workload"].partition(keys.US)[2],
+                    "credits": format_micro(int(hold["amount"]) * int(hold["left"])), "held_at": hold["at"],
+                    "expires_at": format_time(expiry[hold_id] * 1000) if hold_id in expiry else None,
+                    "why": "its work is charged already" if until_us == NEVER else "its work has ended",
+                }
+            )  # fmt: skip
 
     def _budgets(
         self,
