@@ -36,6 +36,7 @@ def console_side(
     ledger: Ledger, given: Settings, failures: Failures, provider: Provider | None, till: Till | None = None
 ) -> ConsoleSide:
     """All pages of the console, as the enforcer serves them."""
+    from console.admin_pages import admin_calls
     from console.desk import Desk
     from console.oidc_sign_in import OidcSignIn
     from console.org_pages import org_calls
@@ -55,7 +56,7 @@ def console_side(
     audit = Audit(ledger.client, ledger.clock)
     door = Door(pages, sessions, ledger.tokens, failures, audit, address_of, button)
     desk = Desk(ledger, pages, till, address_of)
-    calls = [*pages.calls(), *SignIn(door).calls(), *org_calls(desk)]
+    calls = [*pages.calls(), *SignIn(door).calls(), *org_calls(desk), *admin_calls(desk, given)]
     if provider is not None:
         calls += OidcSignIn(door, provider).calls()
     return ConsoleSide(sessions.identify, pages.error_page, [Route(*call) for call in calls])

@@ -30,6 +30,7 @@ ORG_PLACES: Final = (
     ("/topup", "Auto top-up"),
     ("/notices", "Notices"),
     ("/grant", "Grant credits"),
+    ("/settings", "Settings"),
 )
 ADMIN_PLACES: Final = (
     ("/console/orgs", "Orgs"),
@@ -37,10 +38,11 @@ ADMIN_PLACES: Final = (
     ("/console/sources", "Sources"),
     ("/console/stages", "Stages"),
     ("/console/shadow", "Shadow report"),
+    ("/console/tokens", "Tokens"),
 )
 _OF_ORG: Final = "/console/orgs/{org}"
-_ADMIN_ONLY: Final = frozenset({"/grant"})
-_NOT_FOR_VIEWERS: Final = frozenset({"/buy", "/topup", "/grant"})
+_ADMIN_ONLY: Final = frozenset({"/grant", "/settings"})
+_NOT_FOR_VIEWERS: Final = frozenset({"/buy", "/topup", *_ADMIN_ONLY})
 _TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _FLASH_MAX: Final = 500
 _YEAR: Final = 31_536_000
@@ -194,7 +196,7 @@ class Pages:
         if caller is None or caller.role != "admin":
             return []
         there = self._there(request)
-        return [Place(url, title, _pattern(request) == url) for url, title in ADMIN_PLACES if url in there]
+        return [Place(url, title, _is_at(request, url)) for url, title in ADMIN_PLACES if url in there]
 
     def _cookie(self, request: web.Request, name: str) -> str:
         return f"__Host-credits-{name}" if self.sessions.is_secure(request) else f"credits-{name}"
@@ -236,6 +238,11 @@ def _pattern(request: web.Request) -> str:
     """The path that the request was routed by, with `{org}` in it."""
     resource = request.match_info.route.resource
     return "" if resource is None else resource.canonical
+
+
+def _is_at(request: web.Request, url: str) -> bool:
+    """Whether the request is for a page or for one below it."""
+    return request.path == url or (url != "/console/orgs" and request.path.startswith(f"{url}/"))
 
 
 def _version(content: bytes) -> str:

@@ -1,0 +1,116 @@
+"""Granting credits: a form that grants once, however often it is sent."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Final
+
+from aiohttp import web
+
+from console.desk import Desk
+from console.moments import read_moment, show_moment
+from console.pages import org_url
+from ledger.accounts import GrantReceipt
+from ledger.clock import parse_time
+from ledger.errors import IdempotencyConflict, InvalidRequest
+from ledger.money import AmountError, parse_credits
+
+SOURCES: Final = (
+    ("provision", "Provisioned: an allocation"), ("gift", "Gift"), ("refund", "Given back"),
+    ("purchase", "Bought, paid otherwise than by card here"),
+)  # fmt: skip
+_REASON_MAX: Final = 1000
+_KEY_MAX: Final = 64
+_KEY_PREFIX: Final = "console:"
+_EMPTY: Final = {
+    "credits": "", "reason": "", "source": "provision", "purpose": "", "effective_at": "", "expires_at": "",
+    "presets": "", "clusters": "", "key": "",
+}  # fmt: skip
+
+
+class GrantPage:
+    """One form."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def page(self, request: web.Request) -> web.Response:
+        """The empty form. Raises: UnknownOrg, LedgerUnavailable."""
+        return await self._page(request, {**_EMPTY, "key": _new_key()}, {})
+
+    async def grant(self, request: web.Request) -> web.Response:
+        """Raises: web.HTTPForbidden, UnknownOrg, LedgerUnavailable (sending it again is safe)."""
+        form = await self._desk.pages.sessions.check_csrf(request)
+        org, zone = request.match_info["org"], self._desk.pages.zone(request)
+        await self._desk.ledger.accounts.balance(org)  # says it when there is no such org
+        values = {name: form.get(name, "").strip() for name in _EMPTY}
+        errors: dict[str, str] = {}
+        micro = _credits(values["credits"], errors)
+        effective, expires = (_moment(name, values, zone, errors) for name in ("effective_at", "expires_at"))
+        if not values["key"].startswith(_KEY_PREFIX) or len(values["key"]) > _KEY_MAX or not values["key"].isascii():
+            errors[""] = "This form is not whole; send it again from here."
+            values["key"] = _new_key()
+        if not values["reason"]:
+            errors["reason"] = "Why? It is in the journal for ever."
+        if not errors:
+            try:
+                receipt = await self._desk.ledger.accounts.grant(
+                    org, micro, key=values["key"], **self._desk.signed(request), source=values["source"],
+                    reason=values["reason"][:_REASON_MAX], effective_us=effective, expires_us=expires,
+                    purpose=values["purpose"][:_REASON_MAX], presets=_names(values["presets"]),
+                    clusters=_names(values["clusters"]),
+                )  # fmt: skip
+                return self._desk.pages.redirect(request, org_url(org, "grants"), _said(org, receipt))
+            except IdempotencyConflict as error:
+                errors[""] = f"This form was sent before, with other values, and that grant was made: {error}"
+                values["key"] = _new_key()
+            except InvalidRequest as error:
+                field, _, rest = str(error).partition(" ")
+                field = field.rstrip(":")
+                errors[field if field in values else ""] = rest if field in values else str(error)
+        return await self._page(request, values, errors)
+
+    async def _page(self, request: web.Request, values: Mapping[str, str], errors: Mapping[str, str]) -> web.Response:
+        balance = await self._desk.ledger.accounts.balance(request.match_info["org"])
+        return self._desk.pages.render(
+            request, "grant.html", status=422 if errors else 200, values=values, errors=errors, balance=balance,
+            sources=SOURCES, now=show_moment(balance.at_us, self._desk.pages.zone(request)),
+        )  # fmt: skip
+
+
+def _new_key() -> str:
+    """One for each time that the form is shown."""
+    return _KEY_PREFIX + secrets.token_urlsafe(18)
+
+
+def _said(org: str, receipt: GrantReceipt) -> str:
+    record = receipt.record
+    said = f"{record.credits} credits are granted to org {org:.100}"
+    if parse_time(record.effective_at) > parse_time(record.granted_at):
+        said += f", in force from {record.effective_at}"
+    said += f", until {record.expires_at}." if record.expires_at else ", without expiry."
+    return f"{said} They were granted when this form was first sent, and not again." if receipt.replayed else said
+
+
+def _credits(text: str, errors: dict[str, str]) -> int:
+    try:
+        micro = parse_credits(text.replace(",", ""), "")
+    except AmountError as error:
+        errors["credits"] = str(error).strip() if text else "How many credits?"
+        return 0
+    if micro <= 0:
+        errors["credits"] = "Expected more than 0."
+    return micro
+
+
+def _moment(name: str, values: Mapping[str, str], zone: str, errors: dict[str, str]) -> int | None:
+    try:
+        return read_moment(values[name], zone)
+    except ValueError as error:
+        errors[name] = str(error)
+        return None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
