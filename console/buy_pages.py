@@ -68,8 +68,10 @@ class BuyPages:
             if not 0 < len(key) <= _KEY_MAX or not key.isascii() or not key.isprintable():
                 raise InvalidRequest("This form is not complete; open the page again.")
             micro = parse_credits(asked.replace(",", ""), "credits")
-            # Of the amount as well: who goes back and takes another one means another order.
-            order = await till.order(org, micro, f"console:{key}:{micro}", self._desk.caller(request).who)
+            saves = form.get("save_card") == "yes"
+            # Of the wish as well: who goes back and takes another amount means another order.
+            order_key = f"console:{key}:{micro}{':save' if saves else ''}"
+            order = await till.order(org, micro, order_key, self._desk.caller(request).who, saves)
         except (AmountError, InvalidRequest, IdempotencyConflict) as error:
             return await self._page(request, asked, secrets.token_urlsafe(16), problem=str(error))
         except ProviderUnavailable as error:

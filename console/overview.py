@@ -13,6 +13,7 @@ from console.desk import Desk, page_number
 from console.periods import CUSTOM, links, read_period
 from console.spending import spending
 from ledger.errors import InvalidRequest
+from ledger.refusal_text import only_text
 from ledger.running import running_page
 
 _RUNNING_AT_ONCE: Final = 10
@@ -50,7 +51,7 @@ class Overview:
             stage=texts.STAGES.get(balance.stage, (balance.stage, "")),
             exhausted_us=balance.exhausted_us,
             restricted=[
-                (texts.only(scope.presets, scope.clusters), micro)
+                (only_text(scope.presets, scope.clusters), micro)
                 for scope, micro in sorted(balance.restricted.items())
                 if micro > 0
             ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from ledger.clock import format_time, from_us, parse_time
 from ledger.money import format_decimal, format_hours, format_micro, format_rate
+from ledger.refusal_text import only_text
 
 MINUTE_US: Final = 60_000_000
 STAGES: Final = {
@@ -107,12 +108,6 @@ def zone_or_utc(name: str) -> str:
     return name if name in zones() else "UTC"
 
 
-def only(presets: Sequence[str], clusters: Sequence[str]) -> str:
-    """The work that a restricted grant pays for; "" where it is any."""
-    parts = [f"presets {', '.join(presets)}"] if presets else []
-    return "; ".join([*parts, f"clusters {', '.join(clusters)}"] if clusters else parts)
-
-
 def segment(text: str) -> str:
     """Text as one segment of a path."""
     return quote(text, safe="")
@@ -127,6 +122,6 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "hours": hours_of,
     "percent": percent,
     "share": share,
-    "only": only,
+    "only": only_text,
     "segment": segment,
 }
