@@ -90,11 +90,7 @@ class Guard:
         async with asyncio.timeout(self._seconds):
             token = await self._tokens.authenticate(credential.strip())
         if token is None:
-            wait = self._failures.check(request.remote)
-            if wait:
-                said = "Too many tokens from this address were none. Check the token, then try again later."
-                raise Problem(429, "too_many_failures", said, {"Retry-After": str(wait)})
-            self._failures.failed(request.remote)
+            self._failures.refuse(request.remote)
             raise Problem(401, "unauthorized", "This token is not known, expired or revoked.", _CHALLENGE)
         return token
 

@@ -51,7 +51,8 @@ def build_app(
 
     `buy_url`: where credits are bought, said in refusals. `failures`: where the console counts failures to sign in.
     """
-    metrics = EnforcerMetrics(f"{settings.enforcer.host}:{settings.enforcer.port}")
+    failures = Failures() if failures is None else failures
+    metrics = EnforcerMetrics(f"{settings.enforcer.host}:{settings.enforcer.port}", failures)
     place = f"{settings.enforcer.host}-{settings.enforcer.port}".replace(":", "_")
     spool = settings.data_dir / f"let-through-{place}.jsonl"
     # Also where nothing is let through any more, what was before waits there.
@@ -59,7 +60,7 @@ def build_app(
     desk = Desk(ledger, settings.admission, metrics, clock, buy_url, spool if keeps else None)
     slurm = SlurmApi(desk, [source for source in settings.sources if isinstance(source, SlurmSource)])
     asks_certificates = settings.enforcer.tls is not None and settings.enforcer.tls.client_ca is not None
-    kubernetes = KubernetesApi(desk, settings.sources, asks_certificates)
+    kubernetes = KubernetesApi(desk, settings.sources, asks_certificates, failures)
     proxies = settings.enforcer.trusted_proxies
     middlewares = [behind(proxies), problems] if proxies else [problems]
     app = web.Application(middlewares=middlewares, client_max_size=4 * 1024 * 1024)
@@ -78,7 +79,7 @@ def build_app(
     ]
     routes += description_routes(list(routes))
     app[ROUTES] = routes
-    guard = Guard(ledger.tokens, settings.admission.decision_seconds, failures or Failures(), console)
+    guard = Guard(ledger.tokens, settings.admission.decision_seconds, failures, console)
     for route in routes:
         app.router.add_route(route.method, route.path, guard.guarded(route))
     app.router.add_post("/k8s/admission/{path:.*}", kubernetes.misdirected)

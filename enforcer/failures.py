@@ -8,6 +8,8 @@ from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
 from typing import Final
 
+from enforcer.problems import Problem
+
 REFUSED, LIMITED = "refused", "limited"
 """What became of a failure: told so, or only told to come back later."""
 _ADDRESSES_MAX: Final = 10_000
@@ -50,7 +52,19 @@ class Failures:
             del self._windows[next(iter(self._windows))]
         self._windows[network] = began, failed + 1
 
-    def __len__(self) -> int:
+    def refuse(self, address: str | None) -> None:
+        """Counts a token that is none; what asks for it then says so.
+
+        Raises: Problem 429 where too many came from this address.
+        """
+        wait = self.check(address)
+        if wait:
+            said = "Too many tokens from this address were none. Check the token, then try again later."
+            raise Problem(429, "too_many_failures", said, {"Retry-After": str(wait)})
+        self.failed(address)
+
+    @property
+    def size(self) -> int:
         return len(self._windows)
 
 

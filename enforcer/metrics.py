@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
+from enforcer.failures import LIMITED, REFUSED, Failures
 from ledger import keys
 from ledger.connect import again
 from ledger.lua import text
@@ -20,6 +21,7 @@ from ledger.store import Ledger
 
 ADMISSIONS: Final = "credits_admissions_total"
 DURATION: Final = "credits_admission_duration_seconds"
+AUTH_FAILURES: Final = "credits_auth_failures_total"
 STAGE: Final = "credits_exhaustion_stage"
 ALLOWED, DENIED, SHADOWED, EXCEPTED = "allow", "deny", "shadow", "exception"
 """Values of the label `decision`; `exception`: let through while the ledger was away."""
@@ -30,8 +32,9 @@ log = logging.getLogger(__name__)
 class EnforcerMetrics:
     """The registry of one enforcer, named by where it listens."""
 
-    def __init__(self, instance: str) -> None:
+    def __init__(self, instance: str, failures: Failures | None = None) -> None:
         self.instance = instance
+        self._failures = Failures() if failures is None else failures
         self.registry = CollectorRegistry()
         self.stages: Mapping[str, int] = {}
         self._counts: Tally[tuple[str, str]] = Tally()
@@ -65,6 +68,14 @@ class EnforcerMetrics:
         for labels, value in sorted(self._counts.items()):
             family.add_metric(labels, value)
         yield family
+        failures = CounterMetricFamily(
+            AUTH_FAILURES,
+            "Tokens that were none, refused or only told to come back later; an enforcer that starts counts anew.",
+            labels=("outcome",),
+        )
+        for outcome in (REFUSED, LIMITED):
+            failures.add_metric([outcome], self._failures.counts[outcome])
+        yield failures
         stages = GaugeMetricFamily(
             STAGE,
             "How far an org's exhaustion went: 0 none, 1 warn, 2 block, 3 grace, 4 suspend or stop.",

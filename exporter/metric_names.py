@@ -131,6 +131,12 @@ ADMISSIONS: Final = Metric(
     ("decision", "reason"),
     "Admission decisions, by decision and code.",
 )
+AUTH_FAILURES: Final = Metric(
+    "credits_auth_failures_total",
+    "counter",
+    ("outcome",),
+    "Tokens that were none, refused or only told to come back later; an enforcer that starts counts anew.",
+)
 ADMISSION_DURATION: Final = Metric(
     "credits_admission_duration_seconds", "histogram", (), "How long an admission decision took."
 )

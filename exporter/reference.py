@@ -12,7 +12,9 @@ from typing import Final
 from exporter import metric_names as names
 from exporter.metric_names import Metric
 
-OF_ENFORCER: Final = (names.ADMISSIONS, names.ADMISSION_DURATION, names.STAGE, names.ENFORCER_LEDGER_UP)
+OF_ENFORCER: Final = (
+    names.ADMISSIONS, names.ADMISSION_DURATION, names.STAGE, names.ENFORCER_LEDGER_UP, names.AUTH_FAILURES,
+)  # fmt: skip
 """What the enforcer serves; everything else is the exporter's."""
 
 _HEAD = """# Metrics

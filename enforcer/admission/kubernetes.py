@@ -20,6 +20,7 @@ from enforcer.admission.desk import Desk
 from enforcer.admission.namespaces import NamespaceLabels
 from enforcer.admission.review import NotAReview, Work, parse_review, passes, review_answer, work_of
 from enforcer.bodies import read_bytes
+from enforcer.failures import Failures
 from enforcer.problems import Problem
 from ledger.admission import Decision
 from ledger.errors import CreditsError
@@ -34,10 +35,13 @@ log = logging.getLogger(__name__)
 class KubernetesApi:
     """Answers API servers. Who calls shows a client certificate or a token: as a header, or in the path."""
 
-    def __init__(self, desk: Desk, sources: Sequence[SourceSettings], asks_certificates: bool) -> None:
+    def __init__(
+        self, desk: Desk, sources: Sequence[SourceSettings], asks_certificates: bool, failures: Failures
+    ) -> None:
         """`asks_certificates`: the listener lets nobody in without one it trusts."""
         self._desk = desk
         self._asks_certificates = asks_certificates
+        self._failures = failures
         found = [source for source in sources if isinstance(source, KubernetesSource)]
         if not found:
             clusters = dict.fromkeys(source.cluster for source in sources)
@@ -50,7 +54,7 @@ class KubernetesApi:
     def routes(self) -> list[Route]:
         paths = ("/k8s/admission", "/k8s/admission/{cluster}", "/k8s/admission/{cluster}/{token}")
         about = Operation(
-            "admission", dict[str, Any], dict[str, Any], path={"token": str}, problems=(400, 401, 503),
+            "admission", dict[str, Any], dict[str, Any], path={"token": str}, problems=(400, 401, 429, 503),
             body_max=BODY_MAX,
         )  # fmt: skip
         return [Route("POST", path, self.review, None, about=about) for path in paths]
@@ -146,6 +150,8 @@ class KubernetesApi:
             credential = request.match_info.get("token", "")
         async with asyncio.timeout(self._desk.settings.decision_seconds):
             token = await self._desk.ledger.tokens.authenticate(credential.strip())
+        if token is None and credential:
+            self._failures.refuse(request.remote)
         if token is None or token.role not in (SCHEDULER, ADMIN) or token.org is not None:
             raise Problem(
                 401, "unauthorized",

@@ -12,6 +12,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from enforcer.access import ADMIN, OWNER, VIEWER, ConsoleSide, Route, token_of
 from enforcer.app import build_app
 from enforcer.failures import Failures
+from enforcer.metrics import AUTH_FAILURES
+from exporter import metric_names
 from ledger.connect import Client
 from ledger.store import Ledger
 from ledger.tokens import Token
@@ -105,6 +107,43 @@ async def test_errors_are_pages_below_console_and_problems_elsewhere(
         assert (response.status, response.content_type) == (404, "application/problem+json")
 
 
+async def test_made_up_tokens_are_limited_and_valid_ones_are_not(http: Http) -> None:
+    tokens: dict[str, str] = http.tokens  # type: ignore[attr-defined]
+
+    async def status(token: str, path: str = "/v1/orgs", method: str = "GET") -> tuple[int, str]:
+        headers = {"Authorization": f"Bearer {token}"}
+        async with http.request(method, path, headers=headers) as response:
+            if response.status >= 400:
+                assert response.content_type == "application/problem+json"
+            return response.status, response.headers.get("Retry-After", "")
+
+    answers = [await status(f"act_made_up_{number}") for number in range(19)]
+    answers.append(await status("act_x", "/k8s/admission/c", "POST"))
+    assert {code for code, _ in answers} == {401}
+    code, wait = await status("act_made_up_20")
+    assert code == 429
+    assert 1 <= int(wait) <= 60
+    assert (await status("", "/k8s/admission/c/act_guess", "POST"))[0] == 429
+    assert (await status(tokens["admin"]))[0] == 200
+    async with http.get("/v1/orgs") as response:
+        assert response.status == 401  # no token at all is no guess
+    async with http.get("/metrics") as response:
+        text = await response.text()
+    assert f'{AUTH_FAILURES}{{outcome="refused"}} 20.0' in text
+    assert f'{AUTH_FAILURES}{{outcome="limited"}} 2.0' in text
+    assert metric_names.AUTH_FAILURES.name == AUTH_FAILURES
+
+
+async def test_the_console_counts_the_same_failures(client: Client) -> None:
+    failures = Failures(1)
+    failures.failed("127.0.0.1")
+    async with (
+        TestClient(TestServer(build_app(Ledger(client, T0), SETTINGS, failures=failures))) as http,
+        http.get("/v1/orgs", headers={"Authorization": "Bearer act_x"}) as response,
+    ):
+        assert response.status == 429
+
+
 def test_failures_are_counted_by_address_and_forgotten_after_a_while() -> None:
     now = [100.0]
     failures = Failures(3, 60, lambda: now[0])
@@ -134,6 +173,6 @@ def test_the_table_of_addresses_is_bounded() -> None:
     failures = Failures(1, 60, lambda: 0.0)
     for number in range(30_000):
         failures.failed(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
-    assert len(failures) == 10_000
+    assert failures.size == 10_000
     assert failures.check("10.0.117.47") > 0
     assert failures.check("10.0.0.0") == 0
