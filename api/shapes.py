@@ -10,6 +10,7 @@ from api.types import Credits, Decimals, HoldId, Name, Period, Stage, Time, Week
 
 Code = Literal["ok", "no_credits", "budget_exhausted", "unknown_org", "unpriced", "ledger_unavailable"]
 Tier = Literal["org", "project", "user"]
+Role = Literal["admin", "owner", "viewer", "scheduler"]
 
 
 class Problem(Struct):
@@ -119,6 +120,72 @@ class Grant(Struct, forbid_unknown_fields=True):
     only: Only | None
     granted_at: Time
     effective_at: Time | None
+    expires_at: Time | None
+
+
+class GrantState(Grant):
+    """A grant and what is left of it; `corrected`: by how much corrections changed it in all."""
+
+    who: str
+    remaining: Credits
+    corrected: Credits
+    state: Literal["not_yet", "in_force", "used_up", "expired"]
+
+
+class Correction(Struct, forbid_unknown_fields=True):
+    """A correction as it was acknowledged; `credits` below 0: taken back. `grant`: key of the grant it gave;
+    `overdraft`: what of the credits taken back no grant covered."""
+
+    org: Name
+    idempotency_key: str
+    credits: Credits
+    corrects: str
+    what: Literal["grant", "entry", "workload"]
+    reason: str
+    at: Time
+    grant: str | None
+    overdraft: Credits
+
+
+class TransferPart(Struct, forbid_unknown_fields=True):
+    """Credits that expire together."""
+
+    credits: Credits
+    expires_at: Time | None
+
+
+class Transfer(Struct, forbid_unknown_fields=True):
+    """A transfer, and what of it expires when."""
+
+    idempotency_key: str
+    from_: Name = field(name="from")
+    to: Name
+    credits: Credits
+    reason: str
+    at: Time
+    state: Literal["done"]
+    parts: list[TransferPart]
+
+
+class Token(Struct, forbid_unknown_fields=True):
+    """A token, without what it is used by; `last_used_at` to the minute."""
+
+    id: str
+    role: Role
+    org: Name | None
+    note: str
+    created_at: Time
+    expires_at: Time | None
+    last_used_at: Time | None
+
+
+class NewToken(Struct, forbid_unknown_fields=True):
+    """A token as it is made; `token` is shown this once."""
+
+    id: str
+    role: Role
+    org: Name | None
+    token: str
     expires_at: Time | None
 
 

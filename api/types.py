@@ -53,6 +53,17 @@ AskedLimit = Annotated[
         examples=["250"],
     ),
 ]
+AskedChange = Annotated[
+    Decimal,
+    said(
+        description="Not 0; below 0 takes back. A decimal as text (best), or a JSON number.",
+        format="decimal",
+        pattern=r"^-?(0|[1-9][0-9]{0,9})(\.[0-9]{1,6})?$",
+        minimum=-9_007_199_254,
+        maximum=9_007_199_254,
+        examples=["-900", "0.5"],
+    ),
+]
 HoldId = Annotated[str, said(minLength=1, maxLength=200, examples=["acme.01JD3Z"])]
 Period = Annotated[str, said(enum=["day", "week", "month", "total"])]
 Weekday = Annotated[str, said(enum=["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"])]
@@ -81,6 +92,12 @@ class Paging(Struct):
 
     limit: Annotated[int, said(minimum=1, maximum=1000)] = 100
     cursor: Annotated[str, said(description="`next` of the page before; none: from the start.")] | None = None
+
+
+class Ordered(Paging):
+    """Parameters of a list that is in the order of time."""
+
+    order: Annotated[str, said(enum=["asc", "desc"], description="`desc`: the newest first.")] = "asc"
 
 
 class Page(Struct, Generic[T], forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""`grant`, `balance`, `org`, `journal`: orgs and their credits."""
+"""`grant`, `balance`, `org`: orgs and their credits."""
 
 from __future__ import annotations
 
@@ -143,28 +143,4 @@ def org_set(org: str, unlimited: bool | None, contact: str | None, credit_line: 
         click.echo(f"{org}: {'nothing to change' if done == 'same' else done}")
 
 
-@click.command(cls=Command)
-@click.argument("org")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Entries of one page.")
-@click.option("--cursor", help="Where the page before ended (`next`).")
-@json_option
-@csv_option
-def journal(org: str, limit: int, cursor: str | None, as_json: bool, as_csv: bool) -> None:
-    """Every grant, correction, change and refusal of an org: who, when, why."""
-
-    async def work(ledger: Ledger) -> tuple[list[dict[str, Any]], str | None]:
-        from ledger.journal import journal_page
-
-        return await journal_page(ledger, org, cursor, limit)
-
-    items, after = with_ledger(work)
-    if as_json:
-        print_json({"items": items, "next": after})
-        return
-    columns = ("id", "at", "type", "who", "credits", "source", "project", "user", "reason")
-    print_rows(columns if as_csv else columns[1:], items, as_csv=as_csv, right=("credits",), nothing="nothing yet")
-    if after and not as_csv:
-        click.echo(f"more: --cursor {after}")
-
-
-COMMANDS = (grant, balance, org, journal)
+COMMANDS = (grant, balance, org)

@@ -30,6 +30,8 @@ from enforcer.orgs import OrgsApi
 from enforcer.problems import ERROR_PAGE, problems
 from enforcer.reaper import reaping
 from enforcer.server import serving
+from enforcer.tokens_api import TokensApi
+from enforcer.transfers_api import TransfersApi, sweeping
 from enforcer.usage_api import UsageApi
 from ledger.clock import Clock, now_us
 from ledger.store import Ledger, open_ledger
@@ -72,6 +74,8 @@ def build_app(
         *OrgsApi(ledger).routes(),
         *GrantsApi(ledger).routes(),
         *BudgetsApi(ledger).routes(),
+        *TransfersApi(ledger).routes(),
+        *TokensApi(ledger).routes(),
         *UsageApi(ledger).routes(),
         *_service(metrics),
         *more,
@@ -159,6 +163,7 @@ async def enforcing(
         async with (
             serving(app, settings.enforcer) as url,
             reaping(ledger, settings, app[DESK].metrics, clock or now_us),
+            sweeping(ledger.transfers),
         ):
             log.info("Enforcer: API at %s", url)
             yield url

@@ -112,7 +112,7 @@ def _place(request: web.Request) -> tuple[str, str, str | None]:
 
 def _period(request: web.Request) -> str | None:
     """Raises: Problem 422."""
-    period = request.query.get("period")
+    period = request.query.get("period") or None
     if period is not None and period not in PERIODS:
         raise Problem(422, "invalid", f"period: {period!r:.40} is none of {', '.join(PERIODS)}")
     return period

@@ -1,4 +1,4 @@
-"""Headers that have a meaning of their own here: idempotency keys, and conditions on what is edited."""
+"""What calls that change or list something share: idempotency keys, conditions on what is edited, order."""
 
 from __future__ import annotations
 
@@ -71,3 +71,11 @@ def if_match(request: web.Request) -> str | None:
 def etag(tag: str) -> dict[str, str]:
     """The header of an answer."""
     return {"ETag": f'"{tag}"'}
+
+
+def newest_first(request: web.Request) -> bool:
+    """Whether a list is asked for in that order. Raises: Problem 422."""
+    order = request.query.get("order") or "asc"
+    if order not in ("asc", "desc"):
+        raise Problem(422, "invalid", f"order: {order!r:.40} is none of asc, desc")
+    return order == "desc"

@@ -9,10 +9,10 @@ from aiohttp import web
 
 from api import shapes
 from api.routes import Operation, Route
-from api.types import AskedLimit, AskedTime, Page, Paging, said
+from api.types import AskedLimit, AskedTime, Ordered, Page, Paging, said
 from enforcer.access import ADMIN, SEE, token_of
 from enforcer.bodies import amount, answer, paging, read_json, required_name, time
-from enforcer.headers import GIVES_ETAG, IfMatch, caller, etag, if_match
+from enforcer.headers import GIVES_ETAG, IfMatch, caller, etag, if_match, newest_first
 from enforcer.problems import Problem
 from ledger.errors import UnknownOrg
 from ledger.journal import JournalFilter, audit_page, journal_page
@@ -34,13 +34,12 @@ class OrgBody(msgspec.Struct, forbid_unknown_fields=True):
     """How far below zero it may go; 0: not at all."""
 
 
-class JournalQuery(Paging):
+class JournalQuery(Ordered):
     """Which entries; a page of some types may have fewer than `limit`, or none, and still a `next`."""
 
     type: Annotated[str, said(description="One or more types, by commas; none: all.")] | None = None
     since: AskedTime | None = msgspec.field(default=None, name="from")
     until: AskedTime | None = msgspec.field(default=None, name="to")
-    order: Annotated[str, said(enum=["asc", "desc"], description="`desc`: the newest first.")] = "asc"
 
 
 class OrgsApi:
@@ -133,9 +132,5 @@ def _journal_filter(request: web.Request) -> JournalFilter:
     types = frozenset(name for name in asked.get("type", "").split(",") if name)
     if len(types) > _TYPES_MAX:
         raise Problem(422, "invalid", f"type: expected at most {_TYPES_MAX} types")
-    order = asked.get("order") or "asc"
-    if order not in ("asc", "desc"):
-        raise Problem(422, "invalid", f"order: {order!r:.40} is none of asc, desc")
-    return JournalFilter(
-        types, time("from", asked.get("from") or None), time("to", asked.get("to") or None), order == "desc"
-    )
+    since, until = (time(name, asked.get(name) or None) for name in ("from", "to"))
+    return JournalFilter(types, since, until, newest_first(request))

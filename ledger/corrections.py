@@ -150,6 +150,21 @@ class Corrections:
         return False
 
 
+def correction_shape(org: str, record: Correction) -> dict[str, Any]:
+    """As `--json` and HTTP give it."""
+    return {
+        "org": org,
+        "idempotency_key": record.key,
+        "credits": record.credits,
+        "corrects": record.corrects,
+        "what": record.what,
+        "reason": record.reason,
+        "at": record.at,
+        "grant": record.grant,
+        "overdraft": record.overdraft,
+    }
+
+
 def check_key(key: str) -> None:
     """Raises: InvalidRequest for what cannot be an idempotency key."""
     if not 0 < len(key) <= KEY_MAX or not key.isprintable():

@@ -208,6 +208,20 @@ class Transfers:
         return str(self._clock()) if self._clock else ""
 
 
+def transfer_shape(record: Transfer) -> dict[str, Any]:
+    """As `--json` and HTTP give it."""
+    return {
+        "idempotency_key": record.key,
+        "from": record.source,
+        "to": record.target,
+        "credits": record.credits,
+        "reason": record.reason,
+        "at": record.at,
+        "state": record.state,
+        "parts": [{"credits": format_micro(int(part.micro)), "expires_at": part.expires_at} for part in record.parts],
+    }
+
+
 def _entry(record: Transfer, sign: int) -> bytes:
     """The journal entry of an org that credits leave (-1) or come to."""
     return msgspec.json.encode(

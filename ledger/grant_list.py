@@ -1,0 +1,89 @@
+"""The grants of an org, and what is left of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ledger import keys
+from ledger.accounts import GrantReceipt, GrantRecord
+from ledger.clock import parse_time
+from ledger.connect import again
+from ledger.errors import InvalidRequest
+from ledger.money import format_micro
+from ledger.shapes import grant_shape
+from ledger.store import Ledger
+
+NOT_YET, IN_FORCE, USED_UP, EXPIRED = "not_yet", "in_force", "used_up", "expired"
+"""Of a grant: begins later; pays; nothing is left; something was left when it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrantState:
+    """`remaining_micro`: what was neither spent nor taken back; of an expired one what was left at its end.
+
+    `corrected_micro`: by how much corrections changed it in all; what they gave is in grants of their own.
+    """
+
+    record: GrantRecord
+    remaining_micro: int
+    corrected_micro: int
+    state: str
+
+
+async def grants_page(
+    ledger: Ledger, org: str, cursor: str | None, limit: int, *, newest_first: bool = False
+) -> tuple[list[GrantState], str | None]:
+    """Up to `limit` grants in the order they were given, and the cursor of the next page (None: this was the last).
+
+    Raises: UnknownOrg; InvalidRequest for a cursor that is none; LedgerUnavailable.
+    """
+    balance = await ledger.accounts.balance(org)  # pays what is owed; says it when there is no such org
+    names = keys.of_org(org)
+    client: Any = ledger.client
+
+    async def ask() -> list[Any]:
+        async with client.pipeline(transaction=True) as pipe:
+            for name in (names.grants, names.purse, names.corrected):
+                pipe.hgetall(name)
+            answer: list[Any] = await pipe.execute()
+            return answer
+
+    grants, purse, corrected = await again(ask)
+    records = [msgspec.json.decode(data, type=GrantRecord) for data in grants.values()]
+    records.sort(key=lambda record: (parse_time(record.granted_at), record.key), reverse=newest_first)
+    start = 0
+    if cursor is not None:
+        places = [place for place, record in enumerate(records) if record.key == cursor]
+        if not places:
+            raise InvalidRequest(f"cursor: {cursor!r:.60} is not one that was given here")
+        start = places[0] + 1
+    page = records[start : start + limit]
+    states = [
+        _state(record, purse.get(record.key.encode()), int(corrected.get(record.key.encode(), 0)), balance.at_us)
+        for record in page
+    ]
+    return states, page[-1].key if len(records) > start + limit else None
+
+
+def grant_state_shape(org: str, found: GrantState) -> dict[str, Any]:
+    """As `--json` and HTTP give it."""
+    shape = grant_shape(org, GrantReceipt(found.record, replayed=False))
+    del shape["replayed"]
+    return {
+        **shape,
+        "who": found.record.who,
+        "remaining": format_micro(found.remaining_micro),
+        "corrected": format_micro(found.corrected_micro),
+        "state": found.state,
+    }
+
+
+def _state(record: GrantRecord, entry: bytes | None, corrected: int, now: int) -> GrantState:
+    if entry is None:
+        return GrantState(record, 0, corrected, USED_UP)
+    starts, expires, remaining = entry.split(b"|", 3)[:3]
+    state = EXPIRED if expires and int(expires) <= now else NOT_YET if int(starts) > now else IN_FORCE
+    return GrantState(record, int(remaining), corrected, state)
