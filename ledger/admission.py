@@ -31,8 +31,7 @@ RATES_SECONDS_MAX = 30.0
 """How old rates may be while they are read again beside the decisions; after a longer silence they are waited for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """The answer to an AdmissionRequest; a refusal is a value.
 
     `tier`: org, project or user, whichever ran out. `available_micro`: what that tier (else the org) has left,

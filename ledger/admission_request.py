@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 
-class AdmissionRequest(msgspec.Struct, frozen=True, kw_only=True):
+class AdmissionRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Work that wants to start, `count` times over (an array, replicas): all of it or none.
 
     `kind` is job or app; `preset` may be absent for an app that has a rate of its own. `replaces`: the hold that

@@ -27,7 +27,7 @@ STALE_MAX = 5
 _FOR_EVER_US = 2**63
 
 
-class _Hold(msgspec.Struct):
+class _Hold(msgspec.Struct, gc=False):
     """A hold's record; amounts, units and its expiry are strings, as Lua would make them inexact when it writes it."""
 
     amount: str

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
 from collections.abc import Iterable
+from functools import lru_cache
 
 from ledger.errors import InvalidRequest
 
@@ -21,12 +22,7 @@ def new_hold_id(org: str) -> str:
 
     Schedulers carry it in comments: letters, digits and `_-.:` only.
     """
-    if _PLAIN.fullmatch(org):
-        name = org
-    else:
-        encoded = urlsafe_b64encode(org.encode()).decode().rstrip("=")
-        name = f":{encoded}" if len(encoded) <= _ENCODED_MAX else f"::{_digest(org)}"
-    return f"{name}.{secrets.token_urlsafe(18)}"
+    return f"{_name(org)}.{os.urandom(16).hex()}"
 
 
 def org_of_hold(hold_id: str, orgs: Iterable[str] | None = None) -> str | None:
@@ -50,6 +46,14 @@ def org_of_hold(hold_id: str, orgs: Iterable[str] | None = None) -> str | None:
         return urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode() or None
     except (Base64Error, ValueError):
         return None
+
+
+@lru_cache(maxsize=4096)
+def _name(org: str) -> str:
+    if _PLAIN.fullmatch(org):
+        return org
+    encoded = urlsafe_b64encode(org.encode()).decode().rstrip("=")
+    return f":{encoded}" if len(encoded) <= _ENCODED_MAX else f"::{_digest(org)}"
 
 
 def _digest(org: str) -> str:

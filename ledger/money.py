@@ -69,8 +69,7 @@ def format_decimal(value: int, digits: int) -> str:
     """An integer of 10**-digits units as a plain decimal string without trailing zeros."""
     whole, part = divmod(abs(value), 10**digits)
     sign = "-" if value < 0 else ""
-    fraction = f"{part:0{digits}d}".rstrip("0")
-    return f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}"
+    return f"{sign}{whole}.{str(part).zfill(digits).rstrip('0')}" if part else f"{sign}{whole}"
 
 
 def format_micro(micro: int) -> str:

@@ -6,11 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
+from msgspec.structs import replace
 
 from config.settings import AdmissionSettings
 from enforcer.aftermath import Aftermath
@@ -63,7 +62,7 @@ class Desk:
             return _OFF
         start = time.perf_counter()
         if not request.hold_id:
-            request = msgspec.structs.replace(request, hold_id=new_hold_id(request.org))
+            request = replace(request, hold_id=new_hold_id(request.org))
         decision = await self._ask(request, who, via, start)
         mode = decision.policy_mode or mode
         if decision.allowed:
