@@ -102,8 +102,9 @@ class Site:
 
 @asynccontextmanager
 async def console_site(
-    client: Client, console: Console | None = None, provider: Provider | None = None, clock: Any = None, **settings: Any
-) -> AsyncIterator[Site]:
+    client: Client, console: Console | None = None, provider: Provider | None = None, clock: Any = None,
+    port: int | None = None, **settings: Any,
+) -> AsyncIterator[Site]:  # fmt: skip
     """The whole enforcer with its console; tokens of every role, `owner` and `viewer` of acme, `other` of globex."""
     ledger = Ledger(client, T0, clock)
     given = Settings(path=Path("settings.yaml"), console=console or Console())
@@ -114,14 +115,14 @@ async def console_site(
         record, tokens[role] = await ledger.tokens.create("owner" if role == "other" else role, org)
         ids[role] = record.id
     app = build_app(ledger, given, console=console_side(ledger, given, failures, provider), failures=failures)
-    async with serving(app) as url, aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http:
+    async with serving(app, port) as url, aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http:
         yield Site(url, ledger, failures, tokens, ids, http)
 
 
 @asynccontextmanager
-async def serving(app: web.Application) -> AsyncIterator[str]:
+async def serving(app: web.Application, port: int | None = None) -> AsyncIterator[str]:
     """The URL of an application on a port of the loopback."""
-    server = TestServer(app)
+    server = TestServer(app, port=port)
     await server.start_server()
     try:
         yield f"http://127.0.0.1:{server.port}"
