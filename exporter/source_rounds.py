@@ -55,7 +55,9 @@ class SourceRounds:
         self._prices = prices
         self._clock = clock
         self._fetch_seconds = fetch_seconds
-        self._waiting = WaitingHolds(rounds.ledger.client, rounds.meter.hold_us, rounds.ledger.clock)
+        self._waiting = WaitingHolds(
+            rounds.ledger.client, rounds.meter.hold_us, rounds.ledger.clock, cluster=source.cluster
+        )
         self._once = Once(f"Source {source.name}")
         self._task: asyncio.Task[None] | None = None
         self._committing = False
@@ -170,7 +172,7 @@ class SourceRounds:
 
     async def _take(self, snapshot: Snapshot, since: int | None) -> RoundReport:
         # First, so that no trouble with one org lets another's holds expire.
-        await self._waiting.keep(snapshot.pending_holds, self._rounds.books.states)
+        await self._waiting.keep(snapshot.pending_holds, self._rounds.books.states, snapshot.pending)
         try:
             return await self._rounds.take(snapshot, since)
         except BaseException:

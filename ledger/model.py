@@ -58,7 +58,8 @@ class Snapshot:
     """What a source saw at `taken_us`, the clock up to which its workloads are charged.
 
     `complete`: a running workload that is not listed has ended. `unbillable` counts records that could not
-    be used, by reason; `examples` names some of them. `pending_holds` are holds whose jobs wait in the queue.
+    be used, by reason; `examples` names some of them. `pending_holds` are holds whose jobs wait in the queue;
+    `pending` is (org, id) of work that waits there and names no hold.
     """
 
     source: str
@@ -68,6 +69,7 @@ class Snapshot:
     complete: bool = True
     unbillable: Mapping[str, int] = field(default_factory=dict)
     pending_holds: frozenset[str] = frozenset()
+    pending: frozenset[tuple[str, str]] = frozenset()
     examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 

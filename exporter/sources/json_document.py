@@ -109,6 +109,7 @@ def parse(data: bytes, source: str, cluster: str, cache: Cache | None = None) ->
     volumes, cache.volumes, sure_of_volumes = _convert(
         document.storage or [], cache.volumes, _observe_volume, unbillable
     )
+    waiting = [one for one in workloads if one.started_us is None and one.ended_us is None]
     return Snapshot(
         source=source,
         cluster=cluster,
@@ -116,9 +117,8 @@ def parse(data: bytes, source: str, cluster: str, cache: Cache | None = None) ->
         workloads=workloads + volumes,
         complete=document.complete and sure and sure_of_volumes,
         unbillable=dict(unbillable),
-        pending_holds=frozenset(
-            o.hold_id for o in workloads if o.hold_id is not None and o.started_us is None and o.ended_us is None
-        ),
+        pending_holds=frozenset(one.hold_id for one in waiting if one.hold_id is not None),
+        pending=frozenset((one.org, one.id) for one in waiting if one.hold_id is None),
         examples=unbillable.examples,
     )
 

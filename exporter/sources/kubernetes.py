@@ -122,6 +122,7 @@ class KubernetesSource:
             complete=self._pods.complete and self._claims.complete and used.complete,
             unbillable=dict(unbillable),
             pending_holds=self._pods.waiting_holds(),
+            pending=self._pods.waiting(),
             examples=unbillable.examples,
         )
 

@@ -244,6 +244,7 @@ class Pods(Objects):
         self._reader = reader
         self._terminating: dict[str, int] = {}
         self._waiting: dict[str, str] = {}
+        self._unnamed: dict[str, tuple[str, str]] = {}
         self._members: dict[_Instance, set[str]] = {}
         self._instance: dict[str, _Instance] = {}
         self._runs: dict[_Instance, list[Observation]] = {}
@@ -260,6 +261,10 @@ class Pods(Objects):
     def waiting_holds(self) -> frozenset[str]:
         """Holds of pods that have not started."""
         return frozenset(self._waiting.values())
+
+    def waiting(self) -> frozenset[tuple[str, str]]:
+        """(org, id) of pods that have not started and name no hold."""
+        return frozenset(self._unnamed.values())
 
     def app_runs(self, since_us: int | None, priced: Container[str] | None) -> list[Observation]:
         """Runs of app instances, of apps that have a rate of their own (None: of all)."""
@@ -288,6 +293,10 @@ class Pods(Objects):
             self._waiting[uid] = tracked.observation.hold_id
         else:
             self._waiting.pop(uid, None)
+        if tracked.waits and tracked.observation.hold_id is None and uid in self.live:
+            self._unnamed[uid] = self.live[uid].org, uid
+        else:
+            self._unnamed.pop(uid, None)
         key = (tracked.namespace, tracked.instance) if tracked.instance else None
         former = self._instance.get(uid)
         if former is not None and former != key:
@@ -301,6 +310,7 @@ class Pods(Objects):
         super()._drop(uid)
         self._terminating.pop(uid, None)
         self._waiting.pop(uid, None)
+        self._unnamed.pop(uid, None)
         if uid not in self.ended:
             self._leave(uid)
 

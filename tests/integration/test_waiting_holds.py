@@ -34,9 +34,17 @@ class Queue:
         self.clock = clock
         self.waits: set[str] = set()
         self.runs: list[Observation] = []
+        self.by_id: set[tuple[str, str]] = set()
 
     async def fetch(self, since_us: int | None) -> Snapshot:
-        return Snapshot(self.name, self.cluster, self.clock[0], list(self.runs), pending_holds=frozenset(self.waits))
+        return Snapshot(
+            self.name,
+            self.cluster,
+            self.clock[0],
+            list(self.runs),
+            pending_holds=frozenset(self.waits),
+            pending=frozenset(self.by_id),
+        )
 
     async def close(self) -> None:
         pass
@@ -110,4 +118,23 @@ async def test_the_hold_of_a_job_that_left_the_queue_ends(ledger: Ledger, clock:
     queue.waits = {array.hold_id, new_hold_id("acme"), new_hold_id("nobody"), "no hold", "::0.x", "."}
     await rounds.once()
     assert [(b.org, b.holds) for b in await ledger.accounts.balances()] == [("acme", 0)]
+    assert (await verify(ledger))["ok"]
+
+
+@pytest.mark.parametrize("org", ORGS)
+async def test_work_that_names_no_hold_keeps_it_by_its_own_id(ledger: Ledger, clock: list[int], org: str) -> None:
+    await ledger.accounts.grant(org, 20 * CREDIT, key="k", who="t")
+    queue = Queue(clock)
+    rounds = exporter(ledger, queue)
+    request = AdmissionRequest(cluster="c", org=org, preset="p", workload_id="job-1")
+    assert (await ledger.admissions.admit(request)).allowed
+    queue.by_id = {(org, "job-1"), (org, "never asked"), ("nobody", "job-1")}
+    for minute in range(0, 120, 4):
+        clock[0] = T0 + minute * MINUTE
+        await rounds.once()
+        assert (await ledger.accounts.balance(org)).held_micro == 15 * CREDIT
+    queue.by_id = set()  # cancelled
+    clock[0] += 16 * MINUTE
+    await rounds.once()
+    assert (await ledger.accounts.balance(org)).held_micro == 0
     assert (await verify(ledger))["ok"]

@@ -118,7 +118,9 @@ def test_the_holds_of_jobs_that_wait_are_told() -> None:
     cancelled = {**JOB, "id": "cancelled", "started_at": None, "ended_at": "2026-11-22T10:00:00Z", "hold_id": "h2"}
     runs = {**JOB, "id": "runs", "hold_id": "h3"}
 
-    assert read(document(waits, cancelled, runs, {**waits, "id": "other", "hold_id": None})).pending_holds == {"h1"}
+    snapshot = read(document(waits, cancelled, runs, {**waits, "id": "other", "hold_id": None}))
+    assert snapshot.pending_holds == {"h1"}
+    assert snapshot.pending == {(JOB["org"], "other")}
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,18 @@ def test_a_pod_that_waits_has_not_started():
     assert cluster.pods.waiting_holds() == frozenset()
 
 
+def test_a_pod_that_waits_without_naming_its_hold_is_told_by_its_uid_and_whose_it_truly_is():
+    cluster = Cluster()
+    cluster.see(pod(phase="Pending"))
+    seen = cluster.only()
+    assert cluster.pods.waiting() == {(seen.org, seen.id)}
+    cluster.see(live())
+    assert cluster.pods.waiting() == frozenset()
+    cluster.see(pod(phase="Pending"))
+    cluster.delete(pod(phase="Pending"))
+    assert cluster.pods.waiting() == frozenset()
+
+
 def test_labels_say_whose_a_pod_is():
     cluster = Cluster()
     cluster.see(live(labels=apolo_labels("acme", "ml", "alice--service-accounts--ci", "gpu")))
