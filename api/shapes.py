@@ -344,6 +344,31 @@ class Offer(Struct):
     packages: list[Package]
 
 
+class NoticeHook(Struct, forbid_unknown_fields=True):
+    """A webhook; the `secret` that signs is shown only in the answer to the call that made it."""
+
+    url: str
+    secret: str | None
+
+
+class NoticePreferences(Struct, forbid_unknown_fields=True):
+    """Whom an org has told of what; below `runway_hours` of credits it is told so."""
+
+    org: Name
+    email: list[str]
+    kinds: list[Literal["stage", "runway", "budget", "purchase", "refund", "top_up"]]
+    runway_hours: float
+    webhook: NoticeHook | None
+
+
+class NoticeTest(Struct, forbid_unknown_fields=True):
+    """A test is on its way to these."""
+
+    event: str
+    email: list[str]
+    webhook: str | None
+
+
 class Received(Struct):
     """News of payments were taken."""
 

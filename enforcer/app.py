@@ -25,6 +25,8 @@ from enforcer.budgets_api import BudgetsApi
 from enforcer.failures import Failures
 from enforcer.grants_api import GrantsApi
 from enforcer.metrics import EnforcerMetrics
+from enforcer.notices import telling
+from enforcer.notices_api import NoticesApi
 from enforcer.openapi import description_routes
 from enforcer.orgs import OrgsApi
 from enforcer.problems import ERROR_PAGE, problems
@@ -77,6 +79,7 @@ def build_app(
         *TransfersApi(ledger).routes(),
         *TokensApi(ledger).routes(),
         *UsageApi(ledger).routes(),
+        *NoticesApi(ledger, settings.notices).routes(),
         *_service(metrics),
         *more,
         *(console.routes if console is not None else ()),
@@ -163,6 +166,7 @@ async def enforcing(
         async with (
             serving(app, settings.enforcer) as url,
             reaping(ledger, settings, app[DESK].metrics, clock or now_us),
+            telling(ledger, settings),
             sweeping(ledger.transfers),
         ):
             log.info("Enforcer: API at %s", url)

@@ -25,6 +25,7 @@ TAGS: Final = {
     "usage": "What was used, out of the ledger.",
     "payments": "Credits bought by card.",
     "tokens": "Who may call.",
+    "notices": "Whom an org has told of what, by e-mail and by webhook.",
     "service": "The service itself.",
 }
 _REF: Final = "#/components/schemas/{name}"

@@ -78,6 +78,17 @@ class NoticePreferences:
         )
 
 
+def preferences_shape(org: str, found: Preferences) -> dict[str, Any]:
+    """Without the secret, which is shown once only, to whom it is made for."""
+    return {
+        "org": org,
+        "email": list(found.email),
+        "kinds": list(found.kinds),
+        "runway_hours": found.runway_hours,
+        "webhook": None if found.webhook is None else {"url": found.webhook.url, "secret": None},
+    }
+
+
 def new_secret() -> str:
     """For a webhook whose owner gives none."""
     return f"whs_{secrets.token_urlsafe(32)}"

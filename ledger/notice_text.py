@@ -42,7 +42,8 @@ def kind_of(event: Mapping[str, Any]) -> str:
 
 def words(org: str, events: Sequence[Mapping[str, Any]], more: int, hint: str) -> Words:
     """What is written about these events, the last of which is what counts now. `hint`: why this is sent to you."""
-    told = [(one_line(str(event.get("at", ""))), sentence(event)) for event in events]
+    hint = one_line(hint)
+    told = [(_to_the_second(one_line(str(event.get("at", "")))), sentence(event)) for event in events]
     subject = one_line(subject_of(org, events[-1]))
     lines = [f"{at}  {said}" for at, said in told]
     items = [f"<li><time>{html.escape(at)}</time> {html.escape(said)}</li>" for at, said in told]
@@ -153,6 +154,11 @@ _SENTENCES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "budget": _budget,
     "test": _test,
 }
+
+
+def _to_the_second(at: str) -> str:
+    whole, point, _ = at.partition(".")
+    return f"{whole}Z" if point else at
 
 
 def _whose(org: str, event: Mapping[str, Any]) -> str:

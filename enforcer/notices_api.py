@@ -1,0 +1,121 @@
+"""Preferences of notices over HTTP: whom an org has told of what."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any
+
+import msgspec
+from aiohttp import web
+
+from api import shapes
+from api.routes import Operation, Route
+from api.types import said
+from config.notices import NoticeSettings
+from enforcer.access import ADMIN, OWNER, SEE, token_of
+from enforcer.bodies import answer, read_json
+from enforcer.headers import caller
+from enforcer.org_hooks import problem_of
+from enforcer.problems import Problem
+from ledger.clock import format_time
+from ledger.notice_prefs import (
+    EMAILS_MAX,
+    KINDS,
+    RUNWAY_HOURS_MAX,
+    Hook,
+    NoticePreferences,
+    Preferences,
+    new_secret,
+    preferences_shape,
+)
+from ledger.store import Ledger
+
+_EDIT = (ADMIN, OWNER)
+
+
+class HookBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A webhook. Without a `secret` the one there is stays; where there is none, one is made and shown once."""
+
+    url: Annotated[str, said(format="uri", maxLength=500, examples=["https://hooks.example.org/credits"])]
+    secret: Annotated[str, said(minLength=16, maxLength=200)] | None = None
+
+
+class NoticesBody(msgspec.Struct, forbid_unknown_fields=True):
+    """All preferences; what is left out has its default. Nobody is told where there is neither address nor webhook."""
+
+    email: Annotated[tuple[str, ...], said(maxItems=EMAILS_MAX, examples=[["ops@example.org"]])] = ()
+    kinds: Annotated[tuple[str, ...], said(items={"type": "string", "enum": list(KINDS)})] = KINDS
+    runway_hours: Annotated[float, said(minimum=0, maximum=RUNWAY_HOURS_MAX)] = 24.0
+    webhook: HookBody | None = None
+
+
+class NoticesApi:
+    """What admins and owners say of notices."""
+
+    def __init__(self, ledger: Ledger, settings: NoticeSettings) -> None:
+        self._ledger = ledger
+        self._settings = settings
+        self._preferences = NoticePreferences(ledger.client, ledger.scripts, ledger.clock)
+
+    def routes(self) -> list[Route]:
+        path = "/v1/orgs/{org}/notices"
+        put = Operation(
+            "notices", shapes.NoticePreferences, NoticesBody,
+            example={"email": ["ops@example.org"], "kinds": ["stage", "runway", "top_up"], "runway_hours": 48},
+        )  # fmt: skip
+        test = Operation("notices", shapes.NoticeTest, statuses=(202,), problems=(409,))
+        return [
+            Route("GET", path, self.get, SEE, about=Operation("notices", shapes.NoticePreferences)),
+            Route("PUT", path, self.put, _EDIT, about=put),
+            Route("POST", f"{path}/test", self.test, _EDIT, about=test),
+        ]
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Whom an org has told of what."""
+        org = await self._known(request)
+        return answer(preferences_shape(org, await self._preferences.read(org)))
+
+    async def put(self, request: web.Request) -> web.Response:
+        """Sets all preferences of an org."""
+        org = await self._known(request)
+        body = await read_json(request, NoticesBody)
+        before = await self._preferences.read(org)
+        hook, is_new = wanted_hook(body.webhook, before, self._settings.private_webhooks)
+        wanted = Preferences(body.email, tuple(dict.fromkeys(body.kinds)), body.runway_hours, hook)
+        await self._preferences.put(org, wanted, **caller(request))
+        shape: dict[str, Any] = preferences_shape(org, wanted)
+        if hook is not None and is_new:
+            shape["webhook"]["secret"] = hook.secret
+        return answer(shape)
+
+    async def test(self, request: web.Request) -> web.Response:
+        """Sends a test to everybody who is told."""
+        org = await self._known(request)
+        wanted = await self._preferences.read(org)
+        if not wanted.email and wanted.webhook is None:
+            raise Problem(409, "nobody_to_tell", f"Org {org} names nobody to tell: set email or webhook first.")
+        event = {
+            "event": secrets.token_hex(16), "type": "test", "at": format_time(self._ledger.clock()), "org": org,
+            "who": token_of(request).who,
+        }  # fmt: skip
+        await self._ledger.notices.note(event)
+        url = None if wanted.webhook is None else wanted.webhook.url
+        return answer({"event": event["event"], "email": list(wanted.email), "webhook": url}, 202)
+
+    async def _known(self, request: web.Request) -> str:
+        org = request.match_info["org"]
+        await self._ledger.accounts.balance(org)  # says it where there is no such org
+        return org
+
+
+def wanted_hook(body: HookBody | None, before: Preferences, allow_private: bool) -> tuple[Hook | None, bool]:
+    """The webhook, and whether its secret was made here. Raises: Problem 422."""
+    if body is None:
+        return None, False
+    if problem := problem_of(body.url, allow_private):
+        raise Problem(422, "invalid", f"webhook.url: {body.url!r:.80} {problem}")
+    if body.secret is not None:
+        return Hook(body.url, body.secret), False
+    if before.webhook is not None:
+        return Hook(body.url, before.webhook.secret), False
+    return Hook(body.url, new_secret()), True
