@@ -148,7 +148,7 @@ class Reaper:
             stale = [source for source, mark in marks.items() if now - mark > self._stale_us]
             unsure = await self._ledger.exhaustion.set_aside(org, stale)
         acted = dict(state.acted)
-        stage = Stage.NONE
+        stage, said = Stage.NONE, balance.acting
         for tier in tiers:
             mine = [one for one in work if tier.covers(one) and self._may_act(one, own_mode)]
             fresh = [one for one in mine if now - marks.get(one.source, 0) <= self._stale_us]
@@ -162,6 +162,7 @@ class Reaper:
             after = decide(tier.state, facts, its_policy)
             if after != tier.state:
                 await self._enter(org, tier, after, its_policy)
+                said = _acting(after.stage, its_policy) if tier.name == ORG_TIER else said
             if tier.name == ORG_TIER or tier.work is not None:
                 stage = max(stage, Stage(after.stage))
             await self._act(org, tier, after, its_policy, [] if only_by_stale else fresh, acted, balance)
@@ -170,6 +171,8 @@ class Reaper:
             await self._ledger.exhaustion.write(org, name, state.stages[name], None, None)
         for name, source, workload in [one for one in acted if one[0] not in known]:
             await self._acting.undo(org, name, source, workload, acted)
+        if said != _acting(stage, policy):
+            await self._ledger.exhaustion.say_acting(org, _acting(stage, policy))
         return stage
 
     def _may_act(self, work: RunningWork, own_mode: str | None) -> bool:
@@ -270,6 +273,10 @@ def _tiers(
         before = state.stages.get(budget.id, TierState())
         tiers.append(_Tier(budget.id, title, facts, before, budget.project, budget.user, field))
     return tiers
+
+
+def _acting(stage: int, policy: Policy) -> str:
+    return WORDS.get(Stage(stage), policy.then) if stage >= Stage.GRACE else ""
 
 
 def _not_fresh(facts: TierFacts) -> TierFacts:

@@ -118,6 +118,14 @@ class ExhaustionStore:
         answer = await self._scripts.stage([names.stages, names.org, names.journal, names.outbox], arguments)
         return text(answer) == "ok"
 
+    async def say_acting(self, org: str, word: str) -> None:
+        """What balances say is done about what runs, where that is not the org's own tier; "": nothing."""
+        name = keys.of_org(org).org
+        if word:
+            await again(lambda: self._client.hset(name, "acting", word))
+        else:
+            await again(lambda: self._client.hdel(name, "acting"))
+
     async def passed_on(self, org: str, event: bytes) -> None:
         """An event of the outbox is where it was to go."""
         await again(lambda: self._client.lrem(keys.of_org(org).outbox, 1, event))

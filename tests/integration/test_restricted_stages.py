@@ -28,6 +28,7 @@ async def test_only_what_no_grant_pays_for_is_suspended_and_goes_on_when_one_doe
     assert "preset small of cluster c" in cluster.scheduler.reasons[0]
     assert await cluster.after(10) == Stage.ACT
     assert cluster.scheduler.done[1:] == [("suspend", "small")]
+    assert (await cluster.ledger.accounts.balance("acme")).stage == "suspend"
     for _ in range(3):
         assert await cluster.after(60) == Stage.ACT
     balance = await cluster.ledger.accounts.balance("acme")
@@ -39,6 +40,7 @@ async def test_only_what_no_grant_pays_for_is_suspended_and_goes_on_when_one_doe
     await cluster.grant(50 * CREDIT)
     assert await cluster.after(1) <= Stage.WARN
     assert cluster.scheduler.done[2:] == [("resume", "small")]
+    assert (await cluster.ledger.accounts.balance("acme")).stage in ("ok", "warn")
     assert (await cluster.ledger.exhaustion.read("acme")).acted == {}
 
 
