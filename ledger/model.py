@@ -69,8 +69,8 @@ class Snapshot:
     complete: bool = True
     unbillable: Mapping[str, int] = field(default_factory=dict)
     pending_holds: frozenset[str] = frozenset()
-    pending: frozenset[tuple[str, str]] = frozenset()
     examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    pending: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
