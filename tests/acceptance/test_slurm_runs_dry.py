@@ -1,8 +1,10 @@
-"""An org runs dry while its jobs run on a real Slurm: warned, blocked, told, suspended; and back with a grant."""
+"""Orgs run dry on a real Slurm: their jobs are warned, blocked, told; suspended and back with a grant, or stopped."""
 
 from __future__ import annotations
 
+import json
 import time
+import urllib.request
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -30,7 +32,9 @@ def site(slurm_base: Path) -> Iterator[Site]:
         "exhaustion": {"warn_hours_left": 24, "grace_minutes": GRACE_SECONDS / 60, "then": "suspend"},
     }
     with paid_site(
-        slurm_base / "dry", {"initech": ("lab1",), "globex": ("lab2",), "hooli": ("lab3",)}, **settings
+        slurm_base / "dry",
+        {"initech": ("lab1",), "globex": ("lab2",), "hooli": ("lab3",), "umbrella": ("lab4",)},
+        **settings,
     ) as found:
         yield found
 
@@ -39,16 +43,22 @@ def site(slurm_base: Path) -> Iterator[Site]:
 def shared(slurm_base: Path) -> Path:
     """Where jobs write what they have."""
     directory = slurm_base / "dry" / "shared"
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     directory.chmod(0o777)
     return directory
 
 
-def long_job(site: Site, shared: Path, name: str, *options: str) -> int:
-    """A job that writes a checkpoint when it is told to, and goes on until a file called `NAME-over` is there."""
-    script = f"trap 'echo {name} > {shared}/{name}-checkpoint' CONT; "
+def long_job(site: Site, shared: Path, name: str, *options: str, account: str = "lab1") -> int:
+    """A job that writes when it was told to into a checkpoint, and goes on until a file called `NAME-over` is there."""
+    script = f"trap '[ -e {shared}/{name}-checkpoint ] || date +%s > {shared}/{name}-checkpoint' CONT; "
     script += f"while ! [ -e {shared}/{name}-over ]; do sleep 0.1; done"
-    return site.slurm.sbatch("bob", "lab1", script, options)
+    return site.slurm.sbatch("bob", account, script, options)
+
+
+def set_policy(site: Site, org: str, **policy: str) -> None:
+    request = urllib.request.Request(f"{site.enforcer.url}/v1/orgs/{org}", method="PUT")
+    request.add_header("Authorization", f"Bearer {site.admin}")
+    urllib.request.urlopen(request, json.dumps({"policy": policy}).encode(), timeout=20).close()
 
 
 def elapsed_charge(lab: SlurmLab, job: int, preset: str) -> int:
@@ -113,6 +123,49 @@ def test_running_jobs_are_told_suspended_and_go_on_with_a_grant(site: Site, shar
     assert [stage for stage in stages if stage in ("grace", "suspend")] == ["grace", "suspend"]
     assert site.desk.json("verify")["ok"]
     lab.run("scancel", str(other))
+
+
+def test_where_the_org_says_so_running_jobs_are_told_and_then_stopped(site: Site, shared: Path) -> None:
+    lab = site.slurm
+    site.desk.ok("grant", "umbrella", "420")
+    set_policy(site, "umbrella", then="stop")
+    waiting = lab.sbatch("alice", "lab4", "sleep 1", [*BURNER, "--hold"])  # 120 credits are held for it
+    dear = long_job(site, shared, "stopped-dear", *BURNER, "--time=10", account="lab4")
+    cheap = long_job(site, shared, "stopped-cheap", account="lab4")
+    jobs = {dear: ("stopped-dear", "burner"), cheap: ("stopped-cheap", "cpu")}
+    for job in jobs:
+        lab.wait_state(job, "RUNNING")
+
+    wait_until("nothing is left for new work", lambda: site.balance("umbrella")["stage"] == "block", 60)
+    with pytest.raises(SbatchRefused, match="Org umbrella"):
+        lab.sbatch("bob", "lab4", "sleep 1", BURNER)
+    for job, (name, _) in jobs.items():
+        wait_until(f"{name} has its checkpoint", (shared / f"{name}-checkpoint").exists, 60)
+        assert lab.state(job) == "RUNNING"
+        assert "Org umbrella has too few credits for what runs since 20" in said_to(lab, job)
+        assert "this will be stopped at 20" in said_to(lab, job)
+    for job in jobs:
+        wait_until(f"{job} says why it was stopped", lambda job=job: "So this was stopped;" in said_to(lab, job), 60)
+        assert "it can be submitted again once there are credits. Ask an owner of org umbrella" in said_to(lab, job)
+    runs = {job: lab.wait_recorded(job)[0] for job in jobs}
+    for job, run in runs.items():
+        assert run.state.startswith("CANCELLED")
+        assert run.end is not None
+        # Slurm's times are of whole seconds.
+        assert run.end - int((shared / f"{jobs[job][0]}-checkpoint").read_text()) >= GRACE_SECONDS - 1
+    assert lab.state(waiting) == "PENDING"
+    lab.run("scancel", str(waiting))
+
+    expected = {charge("group-4", jobs[job][1], run) for job, run in runs.items()}
+    site.wait_charged("umbrella", expected)
+    balance = site.balance("umbrella")
+    assert balance["overdraft"] == "0"
+    assert parse_credits(balance["spent"]) == sum(parse_credits(amount) for *_, amount in expected)
+    site.wait_scraped("umbrella")
+    entries = [entry for entry in site.journal("umbrella") if entry["type"] == "stage"]
+    stages = [entry["stage"] for entry in sorted(entries, key=lambda entry: str(entry["at"]))]
+    assert stages[:4] == ["warn", "block", "grace", "stop"]
+    assert site.desk.json("verify")["ok"]
 
 
 def test_a_waiting_job_keeps_its_hold_until_it_starts(site: Site) -> None:
