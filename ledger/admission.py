@@ -200,7 +200,8 @@ class Admissions:
 
     async def _circumstances(self, org: str, terms: Terms) -> Circumstances:
         given = str(self._given_clock()) if self._given_clock else ""
-        answer = await self.pipelined.call(self._scripts.balance, common_keys(keys.of_org(org)), [given])
+        names = tuple(common_keys(keys.of_org(org)))
+        answer = await self.pipelined.shared(self._scripts.balance, names, (given,))
         fields = {text(k): text(v) for k, v in zip(answer[7::2], answer[8::2], strict=True)}
         burn = sum(int(v) for k, v in fields.items() if k.startswith("burn:"))
         return Circumstances(fields.get("contact") or None, burn, terms.buy_url)

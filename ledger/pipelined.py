@@ -31,7 +31,7 @@ OnLate = Callable[[Any], None]
 
 
 class _Call:
-    __slots__ = ("answer", "arguments", "names", "on_late", "request", "script")
+    __slots__ = ("answer", "arguments", "is_shared", "names", "on_late", "request", "script")
 
     def __init__(
         self,
@@ -40,12 +40,14 @@ class _Call:
         arguments: tuple[Any, ...],
         request: bytes | None,
         on_late: OnLate | None,
+        is_shared: bool = False,
     ) -> None:
         self.script = script
         self.names = names
         self.arguments = arguments
         self.request = request
         self.on_late = on_late
+        self.is_shared = is_shared
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def settle(self, answer: Any) -> None:
@@ -59,7 +61,7 @@ class _Call:
 
 
 class _Command:
-    """What is sent for one call, or for several that differ in their requests only."""
+    """What is sent for one call, or for several that are the same but for their requests."""
 
     __slots__ = ("calls", "in_full")
 
@@ -103,6 +105,10 @@ class Pipelined:
         """
         return await again(lambda: self._queue(_Call(script, tuple(names), tuple(arguments), None, on_late)))
 
+    async def shared(self, script: Script, names: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
+        """As `call`, of a script that only reads: all that ask for the same at the same time share one answer."""
+        return await again(lambda: self._queue(_Call(script, names, arguments, None, None, is_shared=True)))
+
     async def among(
         self,
         script: Script,
@@ -112,7 +118,7 @@ class Pipelined:
         on_late: OnLate | None = None,
     ) -> Any:
         """As `call`, of a script that takes any number of requests after its arguments and answers them in a list."""
-        return await again(lambda: self._queue(_Call(script, names, arguments, request, on_late)))
+        return await again(lambda: self._queue(_Call(script, names, arguments, request, on_late, is_shared=True)))
 
     def _queue(self, call: _Call) -> asyncio.Future[Any]:
         self._waiting.append(call)
@@ -191,11 +197,11 @@ class Pipelined:
 
 
 def _together(calls: Iterable[_Call]) -> list[_Command]:
-    """Calls of the same script on the same keys as one command, where the script takes many."""
+    """Calls that may share one command do, where they are of the same script on the same keys."""
     commands: list[_Command] = []
     known: dict[tuple[Any, ...], _Command] = {}
     for call in calls:
-        if call.request is None:
+        if not call.is_shared:
             commands.append(_Command([call]))
             continue
         kind = (call.script.name, call.names, call.arguments)
