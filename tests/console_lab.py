@@ -133,7 +133,7 @@ async def fill(lab: ConsoleLab) -> None:
     ledger, who = lab.ledger, "token:4f1c0a9be2d77a10 (admin)"
     start = lab.clock[0]
     await ledger.accounts.upsert("acme", who=who, contact="credits@acme.example")
-    await ledger.accounts.grant("acme", 24_000_000_000, key="2026", who=who, reason="Research allocation 2026")
+    await ledger.accounts.grant("acme", 60_000_000_000, key="2026", who=who, reason="Research allocation 2026")
     await ledger.accounts.grant(
         "acme", 2_500_000_000, key="gift", who=who, source="gift", reason="Winter school",
         expires_us=start + 30 * 24 * HOUR_US,
@@ -162,7 +162,8 @@ async def use(lab: ConsoleLab) -> None:
     for number in range(3):
         lab.clock[0] += 47_000_000
         answer = await lab.admit(
-            project="speech", user="jo", max_runtime_seconds=864_000, count=9000, workload_id=f"train-{number}"
+            project=("speech", "climate", "speech")[number], user=("jo", "kim", "lee")[number],
+            count=(1, 50_000, 4)[number], workload_id=f"train-{number}",
         )
         assert not answer["allowed"], answer
 

@@ -8,27 +8,29 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from tests.console_browser import PHONE, WIDE, chromium, visitor
+from tests.console_browser import chromium, visitor
 from tests.console_lab import ConsoleLab, console_lab, fill, use
 from tests.servers import ServerProcess
 
+ORG: Final = "/console/orgs/acme"
 PICTURES: Final = {
-    "overview": ("owner", "/console/orgs/acme", "light", WIDE),
-    "overview-dark": ("admin", "/console/orgs/acme?period=24h", "dark", WIDE),
-    "overview-phone": ("owner", "/console/orgs/acme", "light", PHONE),
-    "usage": ("owner", "/console/orgs/acme/usage?period=30d&group_by=project&group_by=user", "light", WIDE),
-    "budgets": ("owner", "/console/orgs/acme/budgets", "light", WIDE),
-    "budgets-phone": ("owner", "/console/orgs/acme/budgets", "dark", PHONE),
-    "grants": ("owner", "/console/orgs/acme/grants", "light", WIDE),
-    "journal": ("owner", "/console/orgs/acme/journal", "dark", WIDE),
-    "buy": ("owner", "/console/orgs/acme/buy?credits=750", "light", WIDE),
-    "sign-in": ("", "/console/sign-in", "light", WIDE),
+    "overview": ("owner", ORG, "light", (1280, 1250)),
+    "overview-dark": ("admin", f"{ORG}?period=24h", "dark", (1280, 1250)),
+    "overview-phone": ("owner", ORG, "light", (390, 1250)),
+    "running": ("admin", f"{ORG}#running", "light", (1280, 1000)),
+    "usage": ("owner", f"{ORG}/usage?period=30d&group_by=project&group_by=user", "light", (1280, 1250)),
+    "budgets": ("owner", f"{ORG}/budgets", "light", (1280, 1220)),
+    "budgets-phone": ("owner", f"{ORG}/budgets", "dark", (390, 1250)),
+    "grants": ("owner", f"{ORG}/grants", "dark", (1280, 700)),
+    "journal": ("owner", f"{ORG}/journal", "light", (1280, 1250)),
+    "buy": ("owner", f"{ORG}/buy?credits=750", "light", (1280, 1300)),
+    "sign-in": ("", "/console/sign-in", "light", (1280, 600)),
 }
 """Name -> whose eyes, address, colours, size."""
 
 
-async def draw(lab: ConsoleLab, directory: Path, names: list[str]) -> None:
-    """PNGs of the named pages, in full length."""
+async def draw(lab: ConsoleLab, directory: Path, names: list[str], *, full: bool = False) -> None:
+    """PNGs of the named pages. `full`: in full length."""
     async with chromium() as browser:
         for name in names:
             role, address, scheme, size = PICTURES[name]
@@ -38,7 +40,7 @@ async def draw(lab: ConsoleLab, directory: Path, names: list[str]) -> None:
                 assert answer is not None
                 assert answer.status == 200, (name, answer.status)
                 path = directory / f"console-{name}.png"
-                await page.screenshot(path=path, full_page=True)
+                await page.screenshot(path=path, full_page=full)
                 print(path)
 
 
@@ -47,7 +49,7 @@ async def main(directory: Path, names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         server = ServerProcess(Path(scratch)).start()
         try:
-            async with console_lab(server.url) as lab:
+            async with console_lab(server.url, jobs_per_hour=9) as lab:
                 await fill(lab)
                 await use(lab)
                 await draw(lab, directory, names)

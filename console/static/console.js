@@ -25,8 +25,8 @@ for (const form of document.querySelectorAll("form[data-price-nano]")) {
   show();
 }
 
-// A form is sent once.
-for (const form of document.querySelectorAll("form[method=post]")) {
+// A form is sent once, and shows that its answer is on its way.
+for (const form of document.forms) {
   form.addEventListener("submit", (event) => {
     if (form.dataset.sent) event.preventDefault();
     form.dataset.sent = "1";
