@@ -21,6 +21,7 @@ from ledger.store import Ledger
 from ledger.verify import verify
 from tests.histories import HOUR, MINUTE, T0
 from tests.integration.test_charges_equal_the_model import bench
+from tests.integration.test_grants_pay import CREDIT, PLAN, poll
 
 pytestmark = pytest.mark.redis
 
@@ -223,3 +224,51 @@ async def test_every_grant_pays_what_it_is_for(acts: list[tuple], valkey_url: st
         # The plans above have no runs behind them, and give back what rows do not tell.
         ours = ("granted", "granted by", "spent", "grant ", "held", "to be held")
         assert [d for d in differences if d["what"].startswith(ours)] == []
+
+
+END = 150
+minutes_ = st.integers(0, 180)
+given_grants = st.builds(
+    lambda amount, a, b, only: (amount, min(a, b), max(a, b) if a != b else None, only),
+    st.integers(1, 120), minutes_, minutes_, st.sampled_from([None, "p", "p", "q"]),
+)  # fmt: skip
+
+
+@given(grants=st.lists(given_grants, max_size=5), polls=st.lists(st.integers(1, END), max_size=6, unique=True))
+async def test_polling_never_changes_what_restricted_grants_pay(
+    grants: list[tuple[int, int, int | None, str | None]], polls: list[int], valkey_url: str
+) -> None:
+    """A job of a credit a minute, by real rounds, against an account by the minute."""
+    clock = [T0]
+    async with bench(valkey_url, clock) as it:
+        await it.ledger.rates.publish(PLAN)
+        for n, (amount, starts, expires, only) in enumerate(grants):
+            await it.ledger.accounts.grant(
+                "acme", amount * CREDIT, key=f"{n:02}", who="t", effective_us=T0 + starts * MINUTE,
+                expires_us=None if expires is None else T0 + expires * MINUTE, presets=[only] if only else (),
+            )  # fmt: skip
+        for minute in sorted(polls):
+            await poll(it, clock, T0 + minute * MINUTE)
+        await poll(it, clock, T0 + 180 * MINUTE, T0 + END * MINUTE)
+        clock[0] = T0 + 4 * HOUR
+        balance = await it.ledger.accounts.balance("acme")
+        found = await _left(it.ledger), await _owed(it.ledger), balance.spent_micro
+        report = await verify(it.ledger)
+        assert report["ok"], report["differences"]
+    rest = [amount for amount, *_ in grants]
+    order = sorted(range(len(grants)), key=lambda i: (grants[i][2] or 10**9, not grants[i][3], grants[i][1], i))
+    debt = 0
+    for minute in range(240):
+        debt += minute < END
+        for i in order:
+            _, starts, expires, only = grants[i]
+            if starts <= minute and (expires is None or minute < expires) and only != "q":
+                paid = min(rest[i], debt)
+                rest[i] -= paid
+                debt -= paid
+    work = ("default", "p") if any(only for *_, only in grants) else None
+    assert found == (
+        {f"{i:02}": left * CREDIT for i, left in enumerate(rest) if left},
+        {work: debt * CREDIT} if debt else {},
+        END * CREDIT,
+    )
