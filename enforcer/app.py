@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -42,6 +43,7 @@ MoreRoutes = Callable[[Ledger], Iterable[Route]]
 """Gives the routes of others (payments), which import nothing of the enforcer."""
 MakeConsole = Callable[[Ledger], ConsoleSide]
 log = logging.getLogger(__name__)
+_PART: Final = re.compile(r"\{(\w+)\}")
 DESK: Final = web.AppKey("desk", Desk)
 ROUTES: Final[web.AppKey[list[Route]]] = web.AppKey("routes")
 """All calls that an application serves."""
@@ -88,7 +90,9 @@ def build_app(
     app[ROUTES] = routes
     guard = Guard(ledger.tokens, settings.admission.decision_seconds, failures, console)
     for route in routes:
-        app.router.add_route(route.method, route.path, guard.guarded(route))
+        # A name may be of anything, also of braces, which a part of a path is not by default.
+        path = _PART.sub(r"{\1:[^/]+}", route.path)
+        app.router.add_route(route.method, path, guard.guarded(route))
     app.router.add_post("/k8s/admission/{path:.*}", kubernetes.misdirected)
     if console is not None:
         app[ERROR_PAGE] = console.error_page
