@@ -148,6 +148,36 @@ async def test_a_dry_run_holds_nothing(hook: Webhook) -> None:
     assert await hook.held() == 0
 
 
+PAYLOADS = Path(__file__).parents[1] / "payloads/kubernetes"
+RATE = 4  # credits an hour of preset small
+HELD = {
+    "pod-of-the-platform": 1.0, "pod-of-a-job": 1.0, "job": 2 * RATE * 90 / 3600, "pod-by-hand-dry-run": 0.0,
+    "pod-changed": 0.0, "pod-deleted": 0.0, "pod-evicted": 0.0, "job-scaled": 0.0,
+}  # fmt: skip
+
+
+def payload(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((PAYLOADS / f"{name}.json").read_text())
+    return found
+
+
+def test_every_payload_has_its_line() -> None:
+    assert {path.stem for path in PAYLOADS.glob("*.json")} - {"admission-review-v1.schema"} == HELD.keys()
+
+
+@pytest.mark.parametrize(("name", "wanted"), HELD.items())
+async def test_requests_as_an_api_server_sends_them(hook: Webhook, name: str, wanted: float) -> None:
+    assert (await hook.ask(payload(name)))["allowed"]  # which checks both against the schema
+    assert await hook.held() == round(wanted * CREDIT)
+
+
+async def test_a_job_as_an_api_server_sends_it_shares_its_hold_with_its_pods(hook: Webhook) -> None:
+    assert (await hook.ask(payload("job")))["allowed"]
+    before = await hook.held()
+    assert (await hook.ask(payload("pod-of-a-job")))["allowed"]
+    assert await hook.held() == before // 2 + CREDIT  # the pod has no deadline of its own
+
+
 @pytest.mark.parametrize("operation", ["UPDATE", "DELETE", "CONNECT"])
 async def test_only_what_is_created_is_held(hook: Webhook, operation: str) -> None:
     what = None if operation == "DELETE" else pod()
