@@ -92,9 +92,9 @@ def _labels(sums: Sequence[tuple[int, int]], step: str, zone: str, slot: int, mo
 
 def _nice(micro: int) -> int:
     """The top of an axis: the next amount that divides well."""
-    unit = 1
+    unit = 100
     while True:
-        for factor in (4, 8, 10, 20):
+        for factor in (4, 6, 8, 10, 12, 16, 20, 24, 32):
             if unit * factor >= max(micro, 4):
                 return min(unit * factor, MICRO_MAX)
         unit *= 10
