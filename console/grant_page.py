@@ -17,8 +17,7 @@ from ledger.errors import IdempotencyConflict, InvalidRequest
 from ledger.money import AmountError, parse_credits
 
 SOURCES: Final = (
-    ("provision", "Provisioned: an allocation"), ("gift", "Gift"), ("refund", "Given back"),
-    ("purchase", "Bought, paid otherwise than by card here"),
+    ("provision", "Provisioned"), ("gift", "Gift"), ("refund", "Given back"), ("purchase", "Bought"),
 )  # fmt: skip
 _REASON_MAX: Final = 1000
 _KEY_MAX: Final = 64

@@ -26,7 +26,7 @@ PAGES = (
 )  # fmt: skip
 FORMS = ("/console/new-org", "/console/orgs/acme/settings", "/console/orgs/acme/grant", "/console/tokens",
          "/console/tokens/revoke")  # fmt: skip
-EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
+EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{7*7}}"
 CREDIT = 1_000_000
 
 
