@@ -19,6 +19,7 @@ from exporter.metric_names import (
     METER_LAG,
     ORPHAN_HOLDS,
     OVERDRAFT,
+    PAYMENTS_REFUSED,
     RELOAD_OK,
     SOURCE_LAST_SUCCESS,
     SOURCE_UP,
@@ -235,6 +236,14 @@ def _enforcing() -> list[Alert]:
             _grown(ADMISSIONS, "15m", *passed),
             "Work is let through unchecked",
             "{{ $value }} requests within 15 minutes were allowed because the ledger did not answer.",
+        ),
+        Alert(
+            "CreditsPaymentRefused",
+            "critical",
+            "0m",
+            _grown(PAYMENTS_REFUSED, "1h"),
+            "A payment was not credited",
+            "{{ $value }} payments within an hour moved money and no credits: {{ $labels.reason }}.",
         ),
     ]
 

@@ -170,7 +170,7 @@ async def enforcing(
         async with (
             serving(app, settings.enforcer) as url,
             reaping(ledger, settings, app[DESK].metrics, clock or now_us),
-            telling(ledger, settings),
+            telling(ledger, settings, app[DESK].metrics),
             sweeping(ledger.transfers),
         ):
             log.info("Enforcer: API at %s", url)

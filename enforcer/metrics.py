@@ -23,6 +23,7 @@ ADMISSIONS: Final = "credits_admissions_total"
 DURATION: Final = "credits_admission_duration_seconds"
 AUTH_FAILURES: Final = "credits_auth_failures_total"
 STAGE: Final = "credits_exhaustion_stage"
+PAYMENTS_REFUSED: Final = "credits_payments_refused_total"
 ALLOWED, DENIED, SHADOWED, EXCEPTED = "allow", "deny", "shadow", "exception"
 """Values of the label `decision`; `exception`: let through while the ledger was away."""
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -37,6 +38,7 @@ class EnforcerMetrics:
         self._failures = Failures() if failures is None else failures
         self.registry = CollectorRegistry()
         self.stages: Mapping[str, int] = {}
+        self.refused: Mapping[str, int] = {}
         self._counts: Tally[tuple[str, str]] = Tally()
         self._unsaved: Tally[tuple[str, str]] = Tally()
         duration = Histogram(DURATION, "How long an admission decision took.", buckets=_BUCKETS, registry=self.registry)
@@ -51,6 +53,12 @@ class EnforcerMetrics:
             registry=self.registry,
         )  # fmt: skip
         self.registry.register(self)
+
+    async def look(self, ledger: Ledger) -> None:
+        """See what the ledger counts for all enforcers."""
+        client: Any = ledger.client
+        fields = await again(lambda: client.hgetall(keys.PAYMENTS_REFUSED))
+        self.refused = {text(reason): int(count) for reason, count in fields.items()}
 
     def count(self, decision: str, code: str) -> None:
         """One more decision."""
@@ -68,6 +76,14 @@ class EnforcerMetrics:
         for labels, value in sorted(self._counts.items()):
             family.add_metric(labels, value)
         yield family
+        refused = CounterMetricFamily(
+            PAYMENTS_REFUSED,
+            "News of payments that could not be credited: money moved, or may have, and no credits did.",
+            labels=("reason",),
+        )
+        for reason, value in sorted(self.refused.items()):
+            refused.add_metric([reason], value)
+        yield refused
         failures = CounterMetricFamily(
             AUTH_FAILURES,
             "Tokens that were none, refused or only told to come back later; an enforcer that starts counts anew.",

@@ -17,6 +17,7 @@ import msgspec
 from config.notices import NoticeSettings
 from config.settings import Settings
 from enforcer.mailer import Mailer, NotSent
+from enforcer.metrics import EnforcerMetrics
 from enforcer.org_hooks import OrgHooks
 from enforcer.watch import Watch
 from ledger import keys
@@ -48,6 +49,7 @@ class Telling:
         pause_ms: int = _PAUSE_MS,
     ) -> None:  # fmt: skip
         """`mailer` None: no e-mail is sent. `pause_ms`: before the second try; later ones come less often."""
+        self._ledger = ledger
         self._notices = ledger.notices
         self._preferences = NoticePreferences(ledger.client, ledger.scripts)
         self._watch = Watch(ledger, self._preferences)
@@ -57,10 +59,11 @@ class Telling:
         self._pause_ms = pause_ms
         self._who = secrets.token_hex(8)
 
-    async def run(self, seconds: float, stop: asyncio.Event) -> None:
+    async def run(self, seconds: float, stop: asyncio.Event, metrics: EnforcerMetrics) -> None:
         """Rounds until `stop` is set."""
         while not stop.is_set():
             try:
+                await metrics.look(self._ledger)
                 await self.once()
             except CreditsError as error:
                 log.warning("nobody is told anything for now: %s", error)
@@ -151,7 +154,7 @@ class Telling:
 
 
 @asynccontextmanager
-async def telling(ledger: Ledger, settings: Settings) -> AsyncIterator[Telling]:
+async def telling(ledger: Ledger, settings: Settings, metrics: EnforcerMetrics) -> AsyncIterator[Telling]:
     """Tells people for as long as the block lasts."""
     given = settings.notices
     mailer = None
@@ -159,7 +162,7 @@ async def telling(ledger: Ledger, settings: Settings) -> AsyncIterator[Telling]:
         mailer = Mailer(given.smtp, given.sender, given.public_url)
     hooks = OrgHooks(given.private_webhooks)
     one, stop = Telling(ledger, given, mailer, hooks), asyncio.Event()
-    task = asyncio.create_task(one.run(settings.metering.interval_seconds, stop))
+    task = asyncio.create_task(one.run(settings.metering.interval_seconds, stop, metrics))
     try:
         yield one
     finally:

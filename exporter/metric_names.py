@@ -140,6 +140,12 @@ AUTH_FAILURES: Final = Metric(
 ADMISSION_DURATION: Final = Metric(
     "credits_admission_duration_seconds", "histogram", (), "How long an admission decision took."
 )
+PAYMENTS_REFUSED: Final = Metric(
+    "credits_payments_refused_total",
+    "counter",
+    ("reason",),
+    "News of payments that could not be credited: money moved, or may have, and no credits did.",
+)
 
 LEDGER_UP: Final = Metric("credits_ledger_up", "gauge", (), "1 if the ledger's server answered when last asked.")
 ENFORCER_LEDGER_UP: Final = Metric(

@@ -14,6 +14,7 @@ from exporter.metric_names import Metric
 
 OF_ENFORCER: Final = (
     names.ADMISSIONS, names.ADMISSION_DURATION, names.STAGE, names.ENFORCER_LEDGER_UP, names.AUTH_FAILURES,
+    names.PAYMENTS_REFUSED,
 )  # fmt: skip
 """What the enforcer serves; everything else is the exporter's."""
 

@@ -16,6 +16,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 
 from cli.payments import opening_till, payment_routes
 from config.payments import Payments
@@ -26,6 +27,8 @@ from console.provider import ProviderUnavailable
 from console.reconcile import Reconciler
 from enforcer.access import Route, token_of
 from enforcer.app import build_app, enforcing
+from enforcer.metrics import PAYMENTS_REFUSED, EnforcerMetrics
+from exporter import metric_names
 from ledger.connect import Client, connect
 from ledger.errors import LedgerUnavailable
 from ledger.purchases import Purchases
@@ -451,3 +454,15 @@ async def test_an_enforcer_with_payments_sells_and_asks_for_lost_webhooks(client
                 while order["state"] != "paid":
                     async with http.get(f"{path}/{order['id']}") as response:
                         order = await response.json()
+
+
+async def test_payments_that_were_refused_are_a_metric_of_the_enforcer(shop: Shop) -> None:
+    order = await shop.buy()
+    shop.stripe.sessions[shop.session_of(order)]["amount_total"] = 499
+    shop.stripe.pay(shop.session_of(order))
+    await shop.stripe.settle()
+    metrics = EnforcerMetrics("test")
+    await metrics.look(shop.ledger)
+    text = generate_latest(metrics.registry).decode()
+    assert f'{PAYMENTS_REFUSED}{{reason="wrong_amount"}} 1.0' in text
+    assert metric_names.PAYMENTS_REFUSED.name == PAYMENTS_REFUSED

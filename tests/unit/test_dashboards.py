@@ -206,7 +206,7 @@ def test_every_metric_in_a_query_is_exported_or_recorded() -> None:
         used |= set(re.findall(r"\bcredits[_:][a-z_:]+", expr))
     assert used <= known
     # What the contract has and nobody looks at is a report that is missing.
-    alerted = {metric_names.AVAILABLE.name, metric_names.BUDGET_LIMIT.name}
+    alerted = {metric_names.AVAILABLE.name, metric_names.BUDGET_LIMIT.name, metric_names.PAYMENTS_REFUSED.name}
     unseen = set(exported) - used - alerted - {metric_names.ADMISSION_DURATION.name, metric_names.EXHAUSTION.name}
     assert unseen <= set()
 

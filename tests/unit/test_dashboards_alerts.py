@@ -112,6 +112,11 @@ FIRES: dict[str, Case] = {
         {"job": "credits-enforcer", "instance": "f"},
     ),
     "CreditsAdmissionFailingOpen": (_series("credits_admissions_total", "_x20 1x100", **UNCHECKED), "30m", UNCHECKED),
+    "CreditsPaymentRefused": (
+        _series("credits_payments_refused_total", "_x20 1x100", reason="wrong_amount"),
+        "40m",
+        {"reason": "wrong_amount"},
+    ),
 }
 ALSO: list[tuple[str, Case]] = [
     (
@@ -142,6 +147,7 @@ VALUES = {
     "CreditsUnpricedWorkloads": "2",
     "CreditsUnbillableWorkloads": "1",
     "CreditsAdmissionFailingOpen": "1",
+    "CreditsPaymentRefused": "1",
 }
 """The value as the alert's text writes it."""
 QUIET: list[tuple[str, dict[str, str], str]] = [
