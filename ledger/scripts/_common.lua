@@ -275,8 +275,11 @@ local function room(class, free, lefts, debts, own, of)
     demand[mask] = (demand[mask] or 0) + amount
   end
   local rest = micro(KEYS[6], '') + micro(KEYS[7], '')
-  for _, known in ipairs(known_classes()) do
-    local amount = micro(KEYS[6], known) + micro(KEYS[7], known)
+  local classes = known_classes()
+  local held = #classes > 0 and redis.call('HMGET', KEYS[6], unpack(classes))
+  local running = #classes > 0 and redis.call('HMGET', KEYS[7], unpack(classes))
+  for n, known in ipairs(classes) do
+    local amount = tonumber(held[n] or '0') + tonumber(running[n] or '0')
     rest = rest - amount
     ask(known, amount)
   end
