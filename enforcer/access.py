@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from aiohttp import web
 
@@ -111,9 +111,19 @@ def _rule(route: Route) -> Callable[[Token, web.Request], None]:
         if "org" in parts:
             check_org(token, found["org"])
         for part in parts:
-            required_name(part, found[part])
+            value = required_name(part, found[part])
+            if "%" in value:
+                _check_decoded(request.rel_url.raw_path)
 
     return check
+
+
+def _check_decoded(raw_path: str) -> None:
+    """What is not UTF-8 is left as it was sent, another way to write the name `%FF`. Raises: Problem 400."""
+    try:
+        unquote_to_bytes(raw_path).decode()
+    except UnicodeDecodeError:
+        raise Problem(400, "bad_request", "The path is not UTF-8.") from None
 
 
 def check_org(token: Token, org: str) -> None:

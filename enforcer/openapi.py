@@ -160,6 +160,8 @@ def problems_of(route: Route) -> list[int]:
         found |= {422}
     if about.body is not None:
         found |= {400, 413, 422}
+    if names_of(route):
+        found |= {400}
     if "{" in route.path:
         found |= {404}
     return sorted(found)

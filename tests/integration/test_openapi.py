@@ -85,9 +85,19 @@ async def test_each_call_says_what_it_does_takes_and_gives(document: dict[str, A
             assert one["schema"].get("type") or one["schema"].get("enum"), (name, one["name"])
         if "requestBody" in operation:
             assert {"400", "413", "422"} <= operation["responses"].keys(), name
-    moves = [(name, op) for name, op in operations(document) if name.startswith("POST") and "/orgs/" in name]
-    for name, operation in moves:
-        assert "Idempotency-Key" in {one["name"] for one in operation["parameters"]}, name
+
+
+async def test_what_moves_credits_needs_a_key(document: dict[str, Any]) -> None:
+    schemas, moves = document["components"]["schemas"], 0
+    for name, operation in operations(document):
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+        body = schemas.get(content.get("schema", {}).get("$ref", "").rpartition("/")[2], {})
+        if name.startswith("POST") and "credits" in body.get("properties", {}):
+            moves += 1
+            needed = {one["name"] for one in operation["parameters"] if one["required"]}
+            assert "Idempotency-Key" in needed, name
+            assert "409" in operation["responses"], name
+    assert moves >= 2
 
 
 async def test_examples_are_as_their_schemas_say(document: dict[str, Any]) -> None:
