@@ -147,6 +147,11 @@ class OrgKeys:
         return self._key("ended")
 
     @property
+    def metered(self) -> str:
+        """Set of cluster US workload id: jobs and apps that `runs` has."""
+        return self._key("metered")
+
+    @property
     def grants(self) -> str:
         """Hash: idempotency key -> JSON record of the grant, kept for ever."""
         return self._key("grants")

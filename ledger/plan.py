@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import calendar
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -126,6 +126,7 @@ def pack(plan: Plan, state: OrgState, now_us: int) -> Packed:
         charges.append(
             [str(hours[hour]), str(row), str(sums.micro), str(sums.us), str(sums.refunded_micro), str(sums.refunded_us)]
         )
+    metered = _workloads(plan.runs)
     payload = {
         "expected": state.token,
         "token": token,
@@ -142,6 +143,8 @@ def pack(plan: Plan, state: OrgState, now_us: int) -> Packed:
         "runs": _flat(plan.runs),
         "ended": _flat(plan.ended),
         "gone": list(plan.gone),
+        "metered": sorted(metered),
+        "unmetered": sorted(_workloads(plan.gone) - metered),
         "revived": list(plan.revived),
         "settled": plan.settled,
         "running": _running(plan, state),
@@ -149,13 +152,23 @@ def pack(plan: Plan, state: OrgState, now_us: int) -> Packed:
         "corrections": [_correction(plan.source, token, n, c, now_us) for n, c in enumerate(plan.corrections)],
     }
     names = [*common_keys(org), org.rows, org.spent, org.hours, org.runs, org.ended, org.grants, org.budget_spent]
-    names += [org.running_of(plan.source), org.rollups, *(org.bucket(hour) for hour in hours)]
+    names += [org.running_of(plan.source), org.rollups, org.metered, *(org.bucket(hour) for hour in hours)]
     return Packed(token, names, msgspec.msgpack.encode(payload))
 
 
 def class_of(row: Row) -> str:
     """The class of work that restricted grants tell apart."""
     return class_field(row.cluster, preset_of(row.kind, row.resource, row.app))
+
+
+def _workloads(fields: Iterable[str]) -> set[str]:
+    """Names of jobs and apps among fields of `runs`, as `holdof` has them."""
+    found = set()
+    for run in fields:
+        cluster, kind, name, _ = run.split(keys.US, 3)
+        if kind != "storage":
+            found.add(f"{cluster}{keys.US}{name}")
+    return found
 
 
 def rollups_of(us: int) -> tuple[str, str]:

@@ -116,6 +116,7 @@ class _Org:
                 pipe.zrange(names.hours, 0, -1)
                 pipe.zrange(names.hold_expiry, 0, -1, withscores=True)
                 pipe.xrange(names.journal)
+                pipe.smembers(names.metered)
                 for name in wanted:
                     pipe.hgetall(name)
                 for hour in hours:
@@ -127,9 +128,19 @@ class _Org:
             hours, wanted, answer = await again(read)
             if [int(h) for h in answer[0]] == hours:
                 break
-        hashes = dict(zip(wanted, answer[3 : 3 + len(wanted)], strict=True))
-        buckets = dict(zip(hours, (decode_amounts(b) for b in answer[3 + len(wanted) :]), strict=True))
+        self._metered({text(workload) for workload in answer[3]}, answer[4 + wanted.index(names.runs)])
+        hashes = dict(zip(wanted, answer[4 : 4 + len(wanted)], strict=True))
+        buckets = dict(zip(hours, (decode_amounts(b) for b in answer[4 + len(wanted) :]), strict=True))
         return hashes, buckets, {text(hold): int(ms) for hold, ms in answer[1]}, answer[2]
+
+    def _metered(self, workloads: set[str], runs: dict[bytes, bytes]) -> None:
+        """Those that count as charged now, so that they need no hold, are."""
+        charged = set()
+        for field in runs:
+            cluster, kind, name, _ = text(field).split(keys.US, 3)
+            charged.add(f"{cluster}{keys.US}{name}" if kind != "storage" else "")
+        for workload in workloads - charged:
+            self._differ(f"workload {workload!r}", "counts as charged now, but is not")
 
     def _buckets(self, totals: dict[int, Amounts], buckets: dict[int, dict[int, Amounts]]) -> None:
         sums: dict[int, Amounts] = defaultdict(Amounts)

@@ -2,14 +2,14 @@
 -- Commit a round's charges of one org from one source: amounts, run records, marks, holds, all or nothing.
 --
 -- KEYS    the eight of _common, 9 rows, 10 spent, 11 hours, 12 runs, 13 ended, 14 grants, 15 budgetspent,
---         16 running of this source, 17 rollups, 18... hour buckets
+--         16 running of this source, 17 rollups, 18 metered, 19... hour buckets
 -- ARGV    1 plan (msgpack map; every amount is a string of an integer):
 --           expected    commit token the plan was computed from ('' for an org without one)
 --           token       this commit's own token
 --           budget_rev  revision of what cuts time (budgets, ends of grants) the plan was computed from
 --           org, source
 --           taken_us    instant up to which the source's runs that go on are charged now; '' leaves it
---           hours       full hours (seconds) of the buckets, in the order of KEYS 18...
+--           hours       full hours (seconds) of the buckets, in the order of KEYS 19...
 --           rollups     fields of rollups: days and months of these hours, whose sums are no longer what they were
 --           rows        list of {row number, row as JSON}: new rows
 --           charges     list of {bucket number, row number, micro, us, refunded micro, refunded us}
@@ -17,6 +17,7 @@
 --           budgets     list of {field of budgetspent, micro (may be negative: corrected)}
 --           runs, ended flat lists field, record, ...
 --           gone, revived  fields to drop from runs, from ended
+--           metered, unmetered  cluster US workload id: charged from now on, not any more
 --           settled     list of {hold id or '', workload or ''}: jobs that are metered from now on
 --           running     list of {tier, change, whole}: what running work is to have set aside
 --           burn        JSON for the org hash, '' leaves it
@@ -65,7 +66,7 @@ local function add(key, row, micro_, us, refunded, refunded_us)
   if refunded_us ~= '0' then redis.call('HINCRBY', key, row .. 'u', refunded_us) end
 end
 for _, charge in ipairs(plan.charges) do
-  add(KEYS[17 + tonumber(charge[1])], charge[2], charge[3], charge[4], charge[5], charge[6])
+  add(KEYS[18 + tonumber(charge[1])], charge[2], charge[3], charge[4], charge[5], charge[6])
   add(KEYS[10], charge[2], charge[3], charge[4], charge[5], charge[6])
 end
 for _, hour in ipairs(plan.hours) do
@@ -114,6 +115,8 @@ pay_debt(now)
 for _, budget in ipairs(plan.budgets) do
   redis.call('HINCRBY', KEYS[15], budget[1], budget[2])
 end
+for i = 1, #plan.unmetered do redis.call('SREM', KEYS[18], plan.unmetered[i]) end
+for i = 1, #plan.metered do redis.call('SADD', KEYS[18], plan.metered[i]) end
 for i = 1, #plan.gone do redis.call('HDEL', KEYS[12], plan.gone[i]) end
 for i = 1, #plan.revived do redis.call('HDEL', KEYS[13], plan.revived[i]) end
 for i = 1, #plan.runs, 2 do redis.call('HSET', KEYS[12], plan.runs[i], plan.runs[i + 1]) end
