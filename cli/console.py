@@ -38,11 +38,13 @@ def console_side(
     """All pages of the console, as the enforcer serves them."""
     from console.admin_pages import admin_calls
     from console.desk import Desk
+    from console.notices_page import NoticesPage
     from console.oidc_sign_in import OidcSignIn
     from console.org_pages import org_calls
     from console.pages import Pages
     from console.sessions import Sessions
     from console.sign_in import Door, SignIn
+    from console.top_up_page import TopUpPage
     from enforcer.access import ConsoleSide, Route, token_of
     from enforcer.addresses import address_of
     from ledger.audit import Audit
@@ -57,6 +59,8 @@ def console_side(
     door = Door(pages, sessions, ledger.tokens, failures, audit, address_of, button)
     desk = Desk(ledger, pages, till, address_of)
     calls = [*pages.calls(), *SignIn(door).calls(), *org_calls(desk), *admin_calls(desk, given)]
+    calls += NoticesPage(desk, given.notices).calls()
+    calls += TopUpPage(desk).calls() if till is not None else []
     if provider is not None:
         calls += OidcSignIn(door, provider).calls()
     return ConsoleSide(sessions.identify, pages.error_page, [Route(*call) for call in calls])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Annotated, Any
 
 import msgspec
@@ -15,18 +14,16 @@ from config.notices import NoticeSettings
 from enforcer.access import ADMIN, OWNER, SEE, token_of
 from enforcer.bodies import answer, read_json
 from enforcer.headers import caller
-from enforcer.org_hooks import problem_of
 from enforcer.problems import Problem
-from ledger.clock import format_time
 from ledger.notice_prefs import (
     EMAILS_MAX,
     KINDS,
     RUNWAY_HOURS_MAX,
-    Hook,
     NoticePreferences,
     Preferences,
-    new_secret,
     preferences_shape,
+    test_event,
+    wanted_hook,
 )
 from ledger.store import Ledger
 
@@ -80,7 +77,9 @@ class NoticesApi:
         org = await self._known(request)
         body = await read_json(request, NoticesBody)
         before = await self._preferences.read(org)
-        hook, is_new = wanted_hook(body.webhook, before, self._settings.private_webhooks)
+        hook, is_new = None, False
+        if body.webhook is not None:
+            hook, is_new = wanted_hook(body.webhook.url, body.webhook.secret, before, self._settings.private_webhooks)
         wanted = Preferences(body.email, tuple(dict.fromkeys(body.kinds)), body.runway_hours, hook)
         await self._preferences.put(org, wanted, **caller(request))
         shape: dict[str, Any] = preferences_shape(org, wanted)
@@ -94,10 +93,7 @@ class NoticesApi:
         wanted = await self._preferences.read(org)
         if not wanted.email and wanted.webhook is None:
             raise Problem(409, "nobody_to_tell", f"Org {org} names nobody to tell: set email or webhook first.")
-        event = {
-            "event": secrets.token_hex(16), "type": "test", "at": format_time(self._ledger.clock()), "org": org,
-            "who": token_of(request).who,
-        }  # fmt: skip
+        event = test_event(org, token_of(request).who, self._ledger.clock())
         await self._ledger.notices.note(event)
         url = None if wanted.webhook is None else wanted.webhook.url
         return answer({"event": event["event"], "email": list(wanted.email), "webhook": url}, 202)
@@ -106,16 +102,3 @@ class NoticesApi:
         org = request.match_info["org"]
         await self._ledger.accounts.balance(org)  # says it where there is no such org
         return org
-
-
-def wanted_hook(body: HookBody | None, before: Preferences, allow_private: bool) -> tuple[Hook | None, bool]:
-    """The webhook, and whether its secret was made here. Raises: Problem 422."""
-    if body is None:
-        return None, False
-    if problem := problem_of(body.url, allow_private):
-        raise Problem(422, "invalid", f"webhook.url: {body.url!r:.80} {problem}")
-    if body.secret is not None:
-        return Hook(body.url, body.secret), False
-    if before.webhook is not None:
-        return Hook(body.url, before.webhook.secret), False
-    return Hook(body.url, new_secret()), True

@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import socket
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
 from enforcer.notify import post
-from ledger.notice_prefs import Hook, is_public
+from ledger.notice_prefs import Hook, hook_problem, is_public
 
 
 class NotPublic(OSError):
@@ -47,7 +46,7 @@ class OrgHooks:
 
     async def send(self, hook: Hook, event: bytes) -> str:
         """"" where it was taken, else what is wrong."""
-        if problem := problem_of(hook.url, self._allow_private):
+        if problem := hook_problem(hook.url, self._allow_private):
             return problem
         if self._session is None:
             options: dict[str, Any] = {} if self._allow_private else {"resolver": _PublicResolver()}
@@ -62,21 +61,3 @@ class OrgHooks:
         """Ends its connections."""
         if self._session is not None:
             await self._session.close()
-
-
-def problem_of(url: str, allow_private: bool) -> str:
-    """What of a URL is not allowed here, "" where nothing is; its name is looked up only when it is used."""
-    if allow_private:
-        return ""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-    except ValueError:
-        return "is not a URL"
-    if parts.scheme != "https":
-        return "is not an https URL"
-    # Addresses are not looked up as names are, so they are looked at here, in whatever form they are written.
-    is_address = ":" in host or host.rstrip(".").rpartition(".")[2].isdigit() or host.startswith("0x")
-    if is_address and not is_public(host):
-        return f"is at {host}, which is no public address"
-    return ""

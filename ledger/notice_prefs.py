@@ -89,6 +89,11 @@ def preferences_shape(org: str, found: Preferences) -> dict[str, Any]:
     }
 
 
+def test_event(org: str, who: str, now_us: int) -> dict[str, Any]:
+    """An event that everybody is told of whom the org named."""
+    return {"event": secrets.token_hex(16), "type": "test", "at": format_time(now_us), "org": org, "who": who}
+
+
 def new_secret() -> str:
     """For a webhook whose owner gives none."""
     return f"whs_{secrets.token_urlsafe(32)}"
@@ -139,6 +144,38 @@ def is_public(address: str) -> bool:
         if ip.sixtofour is not None or ip.teredo is not None or ip in _NAT64:
             return False
     return ip.is_global and not ip.is_multicast
+
+
+def hook_problem(url: str, allow_private: bool) -> str:
+    """What of a URL is not allowed, "" where nothing is; its name is looked up only when it is used."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return "is not a URL"
+    if allow_private:
+        return ""
+    if parts.scheme != "https":
+        return "is not an https URL"
+    # Addresses are not looked up as names are, so they are looked at here, in whatever form they are written.
+    is_number = ":" in host or host.rstrip(".").rpartition(".")[2].isdigit() or host.startswith("0x")
+    if is_number and not is_public(host):
+        return f"is at {host}, which is no public address"
+    return ""
+
+
+def wanted_hook(url: str, secret: str | None, before: Preferences, allow_private: bool) -> tuple[Hook, bool]:
+    """A webhook, and whether its secret was made here: without one given, the one that was there before stays.
+
+    Raises: InvalidRequest.
+    """
+    if problem := hook_problem(url, allow_private):
+        raise InvalidRequest(f"webhook.url: {url!r:.80} {problem}")
+    if secret is not None:
+        return Hook(url, secret), False
+    if before.webhook is not None:
+        return Hook(url, before.webhook.secret), False
+    return Hook(url, new_secret()), True
 
 
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")

@@ -80,6 +80,11 @@ def sentence(event: Mapping[str, Any]) -> str:
     return one_line(_SENTENCES.get(kind_of(event), _other)(event))
 
 
+def reason_text(reason: str) -> str:
+    """Why a card was not charged, for people."""
+    return _REASONS.get(reason, reason)
+
+
 def one_line(said: str) -> str:
     """Without line breaks and control characters, for headers and lists; what is long is cut."""
     clean = " ".join("".join(letter if letter.isprintable() else " " for letter in said).split())
@@ -124,8 +129,8 @@ def _top_up(event: Mapping[str, Any]) -> str:
     if outcome == "capped":
         return f"Auto top-up of org {event.get('org')} buys nothing more this month: {reason}."
     paused = " It is paused until an owner switches it on again." if event.get("paused") else ""
-    why = _REASONS.get(reason, reason)
-    return f"Auto top-up of {_credits(event)} for org {event.get('org')} failed: {why}. Nothing was paid.{paused}"
+    why = reason_text(reason)
+    return f"Auto top-up of {_credits(event)} for org {event.get('org')} failed: {why}.{paused}"
 
 
 def _budget(event: Mapping[str, Any]) -> str:

@@ -1,0 +1,122 @@
+"""The page of an org's auto top-up: its terms, how it stands, and ending it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final
+
+from aiohttp import web
+
+from console.calls import Call
+from console.desk import CHANGE, Desk
+from console.pages import org_url
+from console.payments import Till
+from console.top_up_api import COOL_DOWN_MINUTES, AutoTopUpBody, end_top_up, set_terms
+from ledger.errors import InvalidRequest
+from ledger.notice_text import reason_text
+from ledger.top_ups import TopUp, top_up_shape
+
+_PATH: Final = "/console/orgs/{org}/topup"
+_STATES: Final = {
+    "off": "off",
+    "ready": "on",
+    "in_flight": "a payment is on its way",
+    "cooling": "on; it waits after the last order",
+    "capped": "the monthly cap is reached",
+    "no_card": "on, but no card is saved",
+    "paused": "paused",
+}
+
+
+class TopUpPage:
+    """Its forms are for owners and admins only."""
+
+    def __init__(self, desk: Desk) -> None:
+        assert desk.till is not None, "nothing is sold, so there is no such page"
+        self._desk = desk
+        self._till: Till = desk.till
+
+    def calls(self) -> list[Call]:
+        """Who may use it."""
+        return [
+            Call("GET", _PATH, self.page, CHANGE, "session"),
+            Call("POST", _PATH, self.save, CHANGE, "session"),
+            Call("POST", f"{_PATH}/end", self.end, CHANGE, "session"),
+        ]
+
+    async def page(self, request: web.Request) -> web.Response:
+        """Raises: UnknownOrg, LedgerUnavailable."""
+        found = await self._till.top_ups.read(request.match_info["org"])
+        return await self._page(request, found, _values(found, self._desk.ledger.clock()))
+
+    async def save(self, request: web.Request) -> web.Response:
+        """Sets the terms; where it was paused, it goes on. Raises: web.HTTPForbidden, UnknownOrg, LedgerUnavailable."""
+        form = await self._desk.pages.sessions.check_csrf(request)
+        org = request.match_info["org"]
+        values = {
+            name: str(form.get(name, "")).strip()
+            for name in ("threshold", "credits", "monthly_cap", "cool_down_minutes")
+        }
+        values["enabled"] = "yes" if form.get("enabled") == "yes" else ""
+        try:
+            body = AutoTopUpBody(
+                _decimal(values, "threshold"), _decimal(values, "credits"), _decimal(values, "monthly_cap"),
+                float(_decimal(values, "cool_down_minutes")), bool(values["enabled"]),
+            )  # fmt: skip
+            await set_terms(self._till, self._desk.ledger.accounts, org, body, self._desk.caller(request).who)
+        except InvalidRequest as error:
+            return await self._page(request, await self._till.top_ups.read(org), values, problem=str(error))
+        said = "Auto top-up is on." if body.enabled else "Auto top-up is off; its terms are kept."
+        return self._desk.pages.redirect(request, org_url(org, "topup"), said)
+
+    async def end(self, request: web.Request) -> web.Response:
+        """Ends it and forgets the card. Raises: web.HTTPForbidden, LedgerUnavailable."""
+        await self._desk.pages.sessions.check_csrf(request)
+        org = request.match_info["org"]
+        await end_top_up(self._till, org, self._desk.caller(request).who)
+        said = "Auto top-up is ended, and the card is forgotten."
+        return self._desk.pages.redirect(request, org_url(org, "topup"), said)
+
+    async def _page(
+        self, request: web.Request, found: TopUp, values: Mapping[str, str], *, problem: str = ""
+    ) -> web.Response:
+        balance = await self._desk.ledger.accounts.balance(found.org)
+        now = self._desk.ledger.clock()
+        shape: dict[str, Any] = top_up_shape(found, now)
+        return self._desk.pages.render(
+            request,
+            "top_up.html",
+            status=422 if problem else 200,
+            values=values,
+            problem=problem,
+            shape=shape,
+            state=_STATES[shape["state"]],
+            why=reason_text(found.paused) if found.paused else "",
+            cools_until_us=found.cool_until_us if found.cool_until_us > now else None,
+            balance=balance,
+        )
+
+
+def _values(found: TopUp, now: int) -> dict[str, str]:
+    shape = top_up_shape(found, now)
+    if found.terms is None:
+        return {
+            "threshold": "", "credits": "", "monthly_cap": "", "cool_down_minutes": f"{COOL_DOWN_MINUTES:g}",
+            "enabled": "yes",
+        }  # fmt: skip
+    return {
+        **{name: shape[name] for name in ("threshold", "credits", "monthly_cap")},
+        "cool_down_minutes": f"{shape['cool_down_minutes']:g}",
+        "enabled": "yes" if found.terms.enabled else "",
+    }
+
+
+def _decimal(values: Mapping[str, str], name: str) -> Decimal:
+    try:
+        value = Decimal(values[name].replace(",", ""))
+    except InvalidOperation:
+        raise InvalidRequest(f"{name}: {values[name]!r:.40} is not a number") from None
+    if not value.is_finite() or (value and not -10 <= value.adjusted() <= 12):
+        raise InvalidRequest(f"{name}: {values[name]!r:.40} is out of range")
+    return value
