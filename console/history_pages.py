@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -11,13 +11,17 @@ from console.desk import Desk, page_number
 from console.journal_words import in_words
 from ledger.errors import InvalidRequest
 from ledger.grants_left import grants_left
-from ledger.journal_newest import KINDS, newest_first
+from ledger.journal import PARTS, JournalFilter, journal_page
 
 _GRANTS_AT_ONCE: Final = 50
 _ENTRIES_AT_ONCE: Final = 50
 _STATES: Final = {"active": "in force", "later": "later", "spent": "used up", "expired": "expired"}
 _SOURCES: Final = {"provision": "Provisioned", "purchase": "Bought", "refund": "Given back", "gift": "Gift"}
-_SHOW: Final = dict(zip(KINDS, ("Everything", "Credits and settings", "Refusals"), strict=True))
+_SHOW: Final = {
+    "all": ("Everything", PARTS),
+    "changes": ("Credits and settings", ("changes",)),
+    "refusals": ("Refusals", ("refusals",)),
+}
 
 
 class HistoryPages:
@@ -47,21 +51,28 @@ class HistoryPages:
 
     async def journal(self, request: web.Request) -> web.Response:
         """Raises: UnknownOrg, LedgerUnavailable."""
-        ledger, org = self._desk.ledger, request.match_info["org"]
-        kind, cursor = request.query.get("show", "all"), request.query.get("cursor")
+        kind, cursor = request.query.get("show") or "all", request.query.get("cursor") or None
         problem = ""
         try:
-            entries, after = await newest_first(ledger, org, kind, cursor, _ENTRIES_AT_ONCE)
+            entries, after = await self._entries(request, kind, cursor)
         except InvalidRequest as error:
             problem, kind, cursor = str(error), "all", None
-            entries, after = await newest_first(ledger, org, kind, None, _ENTRIES_AT_ONCE)
+            entries, after = await self._entries(request, kind, None)
         return self._desk.pages.render(
             request,
             "journal.html",
             status=422 if problem else 200,
             problem=problem,
             entries=[in_words(entry) for entry in entries],
-            kinds=[(f"?show={key}", title, key == kind) for key, title in _SHOW.items()],
+            kinds=[(f"?show={key}", title, key == kind) for key, (title, _) in _SHOW.items()],
             first_page=f"?show={kind}" if cursor else None,
             next_page=f"?{urlencode({'show': kind, 'cursor': after})}" if after else None,
         )
+
+    async def _entries(
+        self, request: web.Request, kind: str, cursor: str | None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        if kind not in _SHOW:
+            raise InvalidRequest(f"show: {kind!r:.40} is none of {', '.join(_SHOW)}")
+        wanted = JournalFilter(newest_first=True, parts=_SHOW[kind][1])
+        return await journal_page(self._desk.ledger, request.match_info["org"], cursor, _ENTRIES_AT_ONCE, wanted)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -19,6 +19,7 @@ from ledger.lua import text
 from ledger.money import format_micro
 from ledger.store import Ledger
 
+PARTS: Final = ("changes", "refusals")
 _ID_MAX = 40
 _BATCH = 500
 _LOOKED_AT_MAX = 5000
@@ -27,12 +28,16 @@ _LOOKED_AT_MAX = 5000
 
 @dataclass(frozen=True, slots=True)
 class JournalFilter:
-    """Which entries, and in which order. [from_us, until_us): when they came into the journal; no types: all."""
+    """Which entries, and in which order. [from_us, until_us): when they came into the journal; no types: all.
+
+    `parts`: what moved credits or changed something, and what was refused (or let through by exception).
+    """
 
     types: frozenset[str] = frozenset()
     from_us: int | None = None
     until_us: int | None = None
     newest_first: bool = False
+    parts: Collection[str] = PARTS
 
 
 async def journal_page(
@@ -48,7 +53,10 @@ async def journal_page(
     names = keys.of_org(org)
     asked = wanted or JournalFilter()
     batch = _BATCH if asked.types else limit + 1
-    streams = [_Stream(ledger, stream, asked, batch) for stream in (names.journal, names.refusals)]
+    streams = [
+        _Stream(ledger, stream, asked, batch, is_over=part not in asked.parts)
+        for part, stream in zip(PARTS, (names.journal, names.refusals), strict=True)
+    ]
     return await _page(streams, positions, limit, asked)
 
 
@@ -67,7 +75,7 @@ async def audit_page(
 class _Stream:
     """One stream's entries from a position on, in one order, read in batches."""
 
-    def __init__(self, ledger: Ledger, name: str, wanted: JournalFilter, batch: int) -> None:
+    def __init__(self, ledger: Ledger, name: str, wanted: JournalFilter, batch: int, *, is_over: bool = False) -> None:
         self._client: Any = ledger.client
         self._name = name
         self._batch = batch
@@ -76,7 +84,7 @@ class _Stream:
         last = "+" if wanted.until_us is None else f"({_id_at(wanted.until_us)}"
         self._first, self._last = first, last
         self._read: deque[dict[str, Any]] = deque()
-        self._is_over = wanted.until_us is not None and wanted.until_us <= 0
+        self._is_over = is_over or (wanted.until_us is not None and wanted.until_us <= 0)
 
     async def head(self, after: str | None) -> dict[str, Any] | None:
         """The first entry after a position that is not taken yet; None where there is none."""
