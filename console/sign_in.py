@@ -88,6 +88,7 @@ class SignIn:
         """All calls; those without roles look at the session themselves."""
         return [
             Call("GET", "/console", self.home, EVERYBODY, "session"),
+            Call("GET", "/console/", self.home, EVERYBODY, "session"),
             Call("GET", SIGN_IN, self.show, None, "session"),
             Call("POST", SIGN_IN, self.by_token, None, "session"),
             Call("POST", "/console/sign-out", self.sign_out, None, "session"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from urllib.parse import quote
 
 import msgspec
@@ -11,7 +11,8 @@ import pytest
 from config.console import Console
 from console.places import safe_next
 from ledger import keys
-from ledger.connect import Client
+from ledger.connect import Client, connect
+from tests.servers import ServerProcess
 from tests.sign_in_lab import CSRF, Browser, Site, console_site
 
 
@@ -41,6 +42,7 @@ async def test_a_token_signs_in_and_leads_back_to_the_page_that_was_asked_for(si
     browser = site.browser()
     asked = await browser.get("/console/session?x=1")
     assert asked.status == 303
+    assert (await browser.get("/console/")).where == "/console/sign-in?next=/console/"
     page = await browser.get(asked.where)
     assert page.status == 200
     assert 'type="password"' in page.text
@@ -288,3 +290,23 @@ async def test_no_page_is_framed_kept_or_given_scripts_of_others(site: Site, pat
     assert answer.headers["Cache-Control"] == "no-store"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert answer.headers["Referrer-Policy"] in ("same-origin", "no-referrer")
+
+
+# -- the ledger is away ------------------------------------------------------------------------------------------------
+
+
+async def test_while_the_ledger_is_away_pages_say_so_and_nobody_is_signed_out(
+    make_server: Callable[..., ServerProcess],
+) -> None:
+    server = make_server(appendfsync="always")
+    async with connect(server.url, None) as client, console_site(client) as site:
+        browser = await signed_in(site, "admin")
+        server.kill9()
+        for path in ("/console/session", "/console/orgs", "/console/sign-in"):
+            page = await browser.get(path)
+            assert (page.status, page.headers["Retry-After"]) == (503, "1"), path
+            assert page.headers["Content-Type"].startswith("text/html")
+        stranger = await site.browser().sign_in(site.tokens["viewer"])
+        assert (stranger.status, stranger.cookies) == (503, [])
+        server.start()
+        assert (await browser.get("/console/session")).status == 200
