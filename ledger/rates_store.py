@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from ledger import keys
-from ledger.clock import Clock, now_us
+from ledger.audit import Audit
+from ledger.clock import Clock, format_time, now_us
 from ledger.connect import Client, again
 from ledger.errors import LedgerDamaged
 from ledger.lua import Scripts, text
@@ -22,6 +23,7 @@ class RatesStore:
         self._client: Any = client
         self._scripts = scripts
         self._clock: Clock = clock or now_us
+        self._audit = Audit(client, clock)
 
     async def read(self, cluster: str) -> tuple[str, RatePlan | None]:
         """(version, plan) in the ledger; ('0', None) where the cluster has none yet.
@@ -35,11 +37,11 @@ class RatesStore:
         """Fix the rates before `until_us`, up to which workloads are about to be charged; the plan's version."""
         return text(await self._scripts.rates_clock([keys.rates(cluster)], [str(until_us)]))
 
-    async def publish(self, plan: RatePlan) -> bool:
+    async def publish(self, plan: RatePlan, who: str = "exporter") -> bool:
         """Put a plan into force from now on; for time that is charged already, nothing changes.
 
         What the plan dates before now counts from its date as far as that time is not charged yet. A cluster's
-        first plan holds for all time before. Returns whether anything changed.
+        first plan holds for all time before. Returns whether anything changed; that is audited.
         """
         while True:
             version, history, clock_us = await self._read(plan.cluster)
@@ -52,6 +54,8 @@ class RatesStore:
                 differs = first_difference(before, merged)
             if differs is None:
                 return False
+            facts = {"cluster": plan.cluster, "version": int(version) + 1, "differs_from": format_time(max(0, differs))}
+            await self._audit.add("rates", who, None, **facts)
             answer = await self._scripts.rates_publish(
                 [keys.rates(plan.cluster)], [version, str(int(version) + 1), encode_plan(merged), str(differs)]
             )

@@ -80,7 +80,7 @@ class Tokens:
         if role not in ROLES:
             raise InvalidRequest(f"role {role!r}: expected one of {', '.join(ROLES)}")
         if role in ORG_ROLES and org is None:
-            raise InvalidRequest(f"a token of role {role} is for one org; name the org (--org)")
+            raise InvalidRequest(f"a token of role {role} is for one org; name it (--org)")
         if role == "admin" and org is not None:
             raise InvalidRequest("a token of role admin is for all orgs: leave the org out, or make it an owner's")
         if org is not None:
