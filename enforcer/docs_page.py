@@ -94,7 +94,8 @@ def _body(operation: Mapping[str, Any]) -> dict[str, Any] | None:
 def _answer(status: str, said: Mapping[str, Any]) -> dict[str, Any]:
     media = [{"kind": kind, "name": _link(one["schema"])} for kind, one in said.get("content", {}).items()]
     headers = [f"Header `{name}`: {one['description']}" for name, one in said.get("headers", {}).items()]
-    return {"status": status, "media": media, "says": " ".join([said["description"], *headers])}
+    texts = [text if text.endswith(".") else f"{text}." for text in (said["description"], *headers)]
+    return {"status": status, "media": media, "says": " ".join(texts)}
 
 
 def _shapes(document: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from axe_playwright_python.base import AXE_FILE_PATH
 from jsonschema import Draft202012Validator
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 
@@ -19,6 +20,7 @@ from enforcer.app import ROUTES, build_app
 from enforcer.openapi import TAGS
 from ledger.connect import Client
 from ledger.store import Ledger
+from tests.console_browser import PHONE, WIDE, chromium, visitor
 from tests.described import Described
 from tests.integration.test_enforcer_http import SETTINGS, T0
 
@@ -150,3 +152,22 @@ async def test_the_page_shows_every_call_and_loads_nothing(http: Http, document:
         assert operation["operationId"] in page.ids, name
     assert "Authorization: Bearer $TOKEN" in text
     assert "Idempotency-Key: invoice-2026-11" in text
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("scheme", "size"), [("light", WIDE), ("dark", PHONE)])
+async def test_the_page_is_usable_by_all_and_on_a_phone(http: Http, scheme: str, size: tuple[int, int]) -> None:
+    async with (
+        chromium() as browser,
+        visitor(browser, str(http.make_url("/")), scheme=scheme, size=size) as page,
+    ):
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        await page.goto("/docs")
+        assert await page.evaluate("document.documentElement.scrollWidth") == size[0]
+        await page.get_by_role("link", name="/v1/orgs/{org}/balance").click()
+        assert page.url.endswith("#get_v1_orgs_org_balance")
+        assert said == []  # the page's own policy refuses nothing of it
+        await page.evaluate(AXE_FILE_PATH.read_text())
+        found = await page.evaluate("axe.run()")
+        assert [(one["id"], [node["html"][:120] for node in one["nodes"]][:3]) for one in found["violations"]] == []
