@@ -9,13 +9,16 @@ does falls on both; the figures are medians of the rounds.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import multiprocessing
 import os
+import re
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from aiohttp import web
 
 ROUNDS = 5
 JOB = {"cluster": "c", "org": "acme", "project": "vision", "user": "ann", "kind": "job", "preset": "small"}
+_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
 
 
 async def bare(request: web.Request) -> web.Response:
@@ -32,27 +36,28 @@ async def bare(request: web.Request) -> web.Response:
     return web.Response(body=b'{"allowed":true}', content_type="application/json")
 
 
-async def _serve(app: web.Application, pipe: Connection, *said: object) -> None:
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    pipe.send((runner.addresses[0][1], *said))
-    await asyncio.to_thread(pipe.recv)
-    await runner.cleanup()
-
-
 def serve_bare(pipe: Connection) -> None:
     """The bare handler, until told to stop."""
-    app = web.Application()
-    app.router.add_post("/v1/admission", bare)
-    asyncio.run(_serve(app, pipe, ""))
+
+    async def main() -> None:
+        app = web.Application()
+        app.router.add_post("/v1/admission", bare)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        pipe.send((runner.addresses[0][1], ""))
+        await asyncio.to_thread(pipe.recv)
+        await runner.cleanup()
+
+    asyncio.run(main())
 
 
 def serve_enforcer(pipe: Connection, url: str) -> None:
     """The enforcer on a ledger with one org that has enough."""
-    from config.settings import Settings
+    from config.settings import EnforcerSettings, Settings
+    from config.values import Address
     from enforcer.app import build_app
+    from enforcer.server import serving
     from ledger.model import RatePlan, RateTable
     from ledger.store import open_ledger
 
@@ -61,34 +66,74 @@ def serve_enforcer(pipe: Connection, url: str) -> None:
             await ledger.rates.publish(RatePlan("c", ((0, RateTable({"small": 1_000_000_000})),)))
             await ledger.accounts.grant("acme", 10**15, key="bench", who="bench")
             _, token = await ledger.tokens.create("scheduler")
-            await _serve(build_app(ledger, Settings(path=Path("settings.yaml"))), pipe, token)
+            app = build_app(ledger, Settings(path=Path("settings.yaml")))
+            async with serving(app, EnforcerSettings(listen=Address("127.0.0.1", 0))) as at:
+                pipe.send((int(at.rpartition(":")[2]), token))
+                await asyncio.to_thread(pipe.recv)
 
     asyncio.run(main())
 
 
-async def _load(port: int, token: str, seconds: float, connections: int) -> tuple[float, list[float]]:
-    """(answers a second, latencies) of connections that each ask as soon as they have the last answer."""
-    body = json.dumps(JOB).encode()
-    head = f"POST /v1/admission HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
-    request = f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+class _Asker(asyncio.Protocol):
+    """A connection that asks as soon as it has the last answer. It has to cost little: it shares the machine."""
+
+    def __init__(self, requests: Iterator[bytes], until: float, latencies: list[float]) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._requests, self._until, self._latencies = requests, until, latencies
+        self._data = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._ask()
+
+    def _ask(self) -> None:
+        self._start = time.perf_counter()
+        if self._start >= self._until:
+            self._transport.close()
+        else:
+            self._transport.write(next(self._requests))
+
+    def data_received(self, data: bytes) -> None:
+        data = self._data = self._data + data
+        head = data.find(b"\r\n\r\n")
+        length = _LENGTH.search(data) if head > 0 else None
+        if length is None or len(data) < head + 4 + int(length[1]):
+            return
+        if not data.startswith(b"HTTP/1.1 200") or b'"allowed":true' not in data:
+            self.done.set_exception(AssertionError(data))
+            self._transport.close()
+            return
+        self._data = b""
+        self._latencies.append(time.perf_counter() - self._start)
+        self._ask()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+async def _load(
+    port: int, token: str, seconds: float, connections: int, jobs: Sequence[dict[str, str]] = (JOB,)
+) -> tuple[float, list[float]]:
+    """(answers a second, latencies) of connections that ask for one job after the other."""
+    requests = itertools.cycle([_request(token, job) for job in jobs])
     latencies: list[float] = []
-    until = time.perf_counter() + seconds
+    start = time.perf_counter()
+    loop = asyncio.get_running_loop()
 
     async def one() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while (start := time.perf_counter()) < until:
-            writer.write(request)
-            answer = await reader.readuntil(b"\r\n\r\n")
-            assert answer.startswith(b"HTTP/1.1 200"), answer
-            length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-            said = await reader.readexactly(length)
-            assert b'"allowed":true' in said, said
-            latencies.append(time.perf_counter() - start)
-        writer.close()
+        _, asker = await loop.create_connection(lambda: _Asker(requests, start + seconds, latencies), "127.0.0.1", port)
+        await asker.done
 
-    start = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(connections)))
     return len(latencies) / (time.perf_counter() - start), latencies
+
+
+def _request(token: str, job: dict[str, str]) -> bytes:
+    body = json.dumps(job).encode()
+    head = f"POST /v1/admission HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
+    return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def measure(seconds: float, connections: int) -> dict[str, Any]:
