@@ -15,14 +15,18 @@ from console.pages import org_url
 from console.usage_pages import suggested_names
 from ledger.admission_shapes import WEEKDAYS
 from ledger.budget_store import BudgetState
-from ledger.errors import InvalidRequest
+from ledger.errors import Changed, InvalidRequest
 from ledger.money import AmountError, format_micro, parse_credits
 from ledger.names import NAME_MAX, is_name
 from ledger.periods import PERIODS
 
 _PERIOD_TITLES: Final = {"day": "Day", "week": "Week", "month": "Month", "total": "In all, for ever"}
+_CHANGED: Final = (
+    "somebody else changed this budget meanwhile. The list shows it as it is now; save again to set it all the same."
+)
 _EMPTY: Final = {
     "project": "", "user": "", "credits": "", "period": "month", "timezone": "UTC", "week_start": "monday",
+    "was_project": "", "was_user": "", "tag": "",
 }  # fmt: skip
 
 
@@ -51,12 +55,16 @@ class BudgetPages:
         micro = _credits(values["credits"], errors)
         _check(values, errors)
         if not errors:
+            is_same = (values["was_project"], values["was_user"]) == (values["project"], values["user"])
             try:
                 await self._desk.ledger.budgets.put(
-                    org, values["project"], values["user"] or None, micro, who=self._desk.caller(request).who,
-                    period=values["period"], timezone=values["timezone"],
+                    org, values["project"], values["user"] or None, micro, **self._desk.signed(request),
+                    if_tag=values["tag"] if is_same else None, period=values["period"], timezone=values["timezone"],
                     week_start=WEEKDAYS.index(values["week_start"]),
                 )  # fmt: skip
+            except Changed:
+                errors[""] = _CHANGED
+                values["tag"] = ""
             except InvalidRequest as error:
                 field, _, rest = str(error).partition(" ")
                 errors[field if field in values else ""] = rest if field in values else str(error)
@@ -77,9 +85,14 @@ class BudgetPages:
         form = await self._desk.pages.sessions.check_csrf(request)
         org = request.match_info["org"]
         budget = (await self._find(request, form)).budget
-        await self._desk.ledger.budgets.remove(
-            org, budget.project, budget.user, who=self._desk.caller(request).who, period=budget.period
-        )
+        try:
+            await self._desk.ledger.budgets.remove(
+                org, budget.project, budget.user, **self._desk.signed(request), if_tag=str(form.get("tag", "")),
+                period=budget.period,
+            )  # fmt: skip
+        except Changed:
+            said = "Nothing was removed: somebody else changed this budget meanwhile. Look at it again."
+            return self._desk.pages.redirect(request, org_url(org, "budgets"), said, kind="bad")
         said = f"The budget of {_whose({'project': budget.project, 'user': budget.user or ''})} is removed."
         return self._desk.pages.redirect(request, org_url(org, "budgets"), said)
 
@@ -121,6 +134,7 @@ def _is(state: BudgetState, wanted: Mapping[str, Any]) -> bool:
 def _values(state: BudgetState) -> dict[str, str]:
     budget = state.budget
     return {
+        "was_project": budget.project, "was_user": budget.user or "", "tag": state.tag,
         **_key(state), "credits": format_micro(budget.limit_micro), "timezone": budget.timezone,
         "week_start": WEEKDAYS[budget.week_start],
     }  # fmt: skip

@@ -154,6 +154,29 @@ async def test_a_budget_set_in_the_browser_refuses_a_job_and_the_page_says_why(
         assert (await lab.admit(project="new", user="ann", dry_run=True))["allowed"]
 
 
+async def test_two_who_change_a_budget_do_not_overwrite_each_other(lab: ConsoleLab, browser: Browser) -> None:
+    await lab.ledger.budgets.put("acme", "shared", None, 10_000_000, who="test")
+    async with visitor(browser, lab.url, lab.tokens["owner"]) as page:
+        await page.goto(f"{ORG}/budgets")
+        await page.get_by_role("link", name="Change the budget").click()
+        await expect(page.get_by_role("textbox", name="Credits")).to_have_value("10")
+        await lab.ledger.budgets.put("acme", "shared", None, 20_000_000, who="somebody else")
+        await page.get_by_role("textbox", name="Credits").fill("30")
+        await page.get_by_role("button", name="Save budget").click()
+        await expect(page.get_by_role("alert")).to_contain_text("somebody else changed this budget")
+        await expect(page.locator(".bars li")).to_contain_text("of 20 a month")
+        await expect(page.get_by_role("textbox", name="Credits")).to_have_value("30")
+        await page.get_by_role("button", name="Save budget").click()
+        await expect(page.locator(".bars li")).to_contain_text("of 30 a month")
+        await page.get_by_role("link", name="Remove").click()
+        await lab.ledger.budgets.put("acme", "shared", None, 40_000_000, who="somebody else")
+        await page.get_by_role("button", name="Remove budget").click()
+        await expect(page.get_by_role("status")).to_contain_text("Nothing was removed")
+        await expect(page.locator(".bars li")).to_contain_text("of 40 a month")
+        journal = await lab.call("GET", "/v1/orgs/acme/journal")
+        assert {entry["from"] for entry in journal["items"] if entry.get("credits") == "30"} == {"127.0.0.1"}
+
+
 async def test_the_explorer_and_its_file_have_the_sums_of_the_api(lab: ConsoleLab, browser: Browser) -> None:
     async with visitor(browser, lab.url, lab.tokens["viewer"]) as page:
         await page.goto(f"{ORG}/usage")
