@@ -217,6 +217,8 @@ class Reaper:
             for name, source, workload in [one for one in acted if one[0] == tier.name]:
                 await self._acting.undo(org, name, source, workload, acted)
             return
+        if not tier.facts.is_dry:
+            fresh = []  # what is suspended needs more than there is, but what runs has enough
         about = Circumstances(balance.contact or None, balance.burn_micro, self._admission.buy_url)
         whose = tier.title if tier.project is None else f"the {tier.title}"
         case = Case(org, tier.name, whose, after, policy, about, tier.facts.ends_us)

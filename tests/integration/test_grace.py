@@ -81,6 +81,23 @@ async def test_while_no_enforcer_was_there_nobody_had_a_grace(client: Client) ->
     assert sorted(cluster.scheduler.done[4:]) == [("stop", "2"), ("stop", "3")]
 
 
+async def test_what_runs_and_has_enough_is_left_alone_while_others_wait_to_go_on(client: Client) -> None:
+    cluster = Cluster(client)
+    await cluster.setup(9 * CREDIT, *"123456789")
+    assert await cluster.after(1) == Stage.GRACE
+    assert await cluster.after(10) == Stage.ACT
+    assert len(cluster.scheduler.done) == 18  # all are told and suspended, with more than 2 credits left
+    cluster.start("x")
+    for _ in range(15):
+        assert await cluster.after(1) == Stage.ACT  # the nine would need 9
+    assert len(cluster.scheduler.done) == 18
+    for _ in range(10):
+        await cluster.after(1)
+    assert cluster.scheduler.done[18:] == [("signal", "x")]  # now it has too little
+    await cluster.after(10)
+    assert cluster.scheduler.done[19:] == [("suspend", "x")]
+
+
 async def test_a_job_that_was_queued_again_is_another_run_and_told_again(client: Client) -> None:
     cluster = Cluster(client, "stop")
     await cluster.setup(CREDIT, "1")
