@@ -11,7 +11,21 @@ from typing import NoReturn
 
 import click
 
-from cli import accounts, admission, billing, journals, moves, reports, services, tokens, tools, tour, webhook
+from cli import (
+    accounts,
+    admission,
+    billing,
+    journals,
+    moves,
+    notices,
+    reports,
+    services,
+    tokens,
+    tools,
+    top_up,
+    tour,
+    webhook,
+)
 from cli.base import Group, Options
 from ledger.errors import CreditsError, InvalidRequest
 
@@ -26,7 +40,21 @@ def commands(context: click.Context) -> None:
     context.ensure_object(Options)
 
 
-for family in (services, accounts, moves, journals, admission, reports, billing, tokens, webhook, tools, tour):
+for family in (
+    services,
+    accounts,
+    moves,
+    journals,
+    admission,
+    reports,
+    billing,
+    tokens,
+    webhook,
+    tools,
+    tour,
+    notices,
+    top_up,
+):
     for command in family.COMMANDS:
         commands.add_command(command)
 
