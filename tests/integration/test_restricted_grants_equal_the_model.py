@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ledger import keys
@@ -104,29 +104,29 @@ def scopes_of(grants: list[Grant], now: int) -> set[object]:
     return {g.only for g in grants if g.only and g.left and (g.expires is None or g.expires > now)}
 
 
-restrictions = st.one_of(
-    st.none(),
-    st.tuples(
-        st.frozensets(st.sampled_from(["small", "large"]), max_size=2),
-        st.frozensets(st.sampled_from(["one", "two"]), max_size=2),
-    ).map(lambda only: only if any(only) else None),
-)
-amounts_ = st.integers(1, 60)
-acts = st.lists(
-    st.one_of(
-        st.tuples(
-            st.just("grant"), amounts_, st.integers(-90, 60), st.one_of(st.none(), st.integers(1, 120)), restrictions
-        ),
-        st.tuples(st.just("grant"), amounts_, st.just(0), st.none(), restrictions),
-        st.tuples(
-            st.just("use"), st.integers(-120, 0), st.integers(1, 60),
-            st.dictionaries(st.sampled_from(WORKS), amounts_, min_size=1),
-        ),
-        st.tuples(st.just("wait"), st.integers(1, 90)),
-        st.tuples(st.just("correct"), st.integers(1, 30)),
-    ),
-    min_size=1, max_size=20,
+restrictions = st.sampled_from(
+    [None, None]
+    + [(frozenset(presets), frozenset(clusters)) for presets in ((), ("small",), ("large",), ("small", "large"))
+       for clusters in ((), ("one",), ("two",)) if presets or clusters]
 )  # fmt: skip
+amounts_ = st.integers(1, 40)
+grants_ = st.tuples(
+    st.just("grant"), st.integers(1, 120), st.sampled_from([-200, -60, 0, 0, 30]),
+    st.sampled_from([None, None, 40, 90, 250]), restrictions,
+)  # fmt: skip
+uses_ = st.tuples(
+    st.just("use"), st.integers(-120, 0), st.integers(1, 60),
+    st.dictionaries(st.sampled_from(WORKS), amounts_, min_size=1),
+)  # fmt: skip
+more = st.one_of(
+    uses_, uses_, grants_, st.tuples(st.just("wait"), st.integers(1, 90)),
+    st.tuples(st.just("correct"), st.integers(1, 30)),
+)  # fmt: skip
+acts = st.builds(
+    lambda first, then: first + then, st.lists(grants_, max_size=5), st.lists(more, min_size=4, max_size=20)
+)
+GPU = frozenset(["large"]), frozenset[str]()
+USED = {("one", "large"): 5}
 
 
 def _row(work: Work) -> Row:
@@ -149,6 +149,12 @@ async def _owed(ledger: Ledger) -> dict[Work | None, int]:
 
 
 @given(acts=acts)
+# What is owed is owed for the last use that was not paid, whichever was charged last; paid, it is forgotten.
+@example(acts=[("grant", 1, 0, None, GPU), ("use", -10, 20, USED), ("use", -100, 5, USED), ("grant", 9, -50, 30, GPU)])
+@example(
+    acts=[("grant", 1, 0, None, GPU), ("use", -10, 10, USED), ("grant", 4, 0, None, None), ("use", -100, 5, USED),
+     ("grant", 9, -99, 5, GPU)]
+)  # fmt: skip
 async def test_every_grant_pays_what_it_is_for(acts: list[tuple], valkey_url: str) -> None:  # type: ignore[type-arg]
     """Charges come in any order, for any time; slots are cut where grants that expire begin and end."""
     clock, now, book = [T0], 240, Book()
