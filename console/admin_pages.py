@@ -6,6 +6,7 @@ from typing import Final
 
 from config.settings import Settings
 from config.sources import source_type
+from console.audit_page import AuditPage
 from console.calls import Call
 from console.desk import Desk
 from console.grant_page import GrantPage
@@ -41,5 +42,6 @@ def admin_calls(desk: Desk, given: Settings) -> list[Call]:
         ("POST", "/console/tokens", tokens.create),
         ("GET", "/console/tokens/revoke", tokens.ask),
         ("POST", "/console/tokens/revoke", tokens.revoke),
+        ("GET", "/console/audit", AuditPage(desk).page),
     ]
     return [Call(method, path, handler, ADMIN, "session") for method, path, handler in calls]

@@ -39,6 +39,7 @@ ADMIN_PLACES: Final = (
     ("/console/stages", "Stages"),
     ("/console/shadow", "Shadow report"),
     ("/console/tokens", "Tokens"),
+    ("/console/audit", "Audit"),
 )
 _OF_ORG: Final = "/console/orgs/{org}"
 _ADMIN_ONLY: Final = frozenset({"/grant", "/settings"})

@@ -23,6 +23,7 @@ from tests.sign_in_lab import T0, Browser, Site, console_site
 PAGES = (
     "/console/orgs", "/console/new-org", "/console/orgs/acme/settings", "/console/orgs/acme/grant", "/console/rates",
     "/console/sources", "/console/stages", "/console/shadow", "/console/tokens", "/console/tokens/revoke?id={id}",
+    "/console/audit",
 )  # fmt: skip
 FORMS = ("/console/new-org", "/console/orgs/acme/settings", "/console/orgs/acme/grant", "/console/tokens",
          "/console/tokens/revoke")  # fmt: skip
@@ -142,7 +143,7 @@ async def test_orgs_are_found_and_sorted(site: Site, admin: Browser) -> None:
     await give(site, "acme", 50)
     await give(site, "beta", 7)
     await site.ledger.accounts.upsert("gamma", who="test", unlimited=True)
-    names = re.compile(r"<th scope=\"row\" class=\"name\"><a [^>]+><bdi>([^<]+)</bdi>")
+    names = re.compile(r"<th role=\"rowheader\" scope=\"row\" class=\"name\"><a [^>]+><bdi>([^<]+)</bdi>")
     assert names.findall((await admin.get("/console/orgs")).text) == ["acme", "beta", "gamma"]
     assert names.findall((await admin.get("/console/orgs?sort=available")).text) == ["beta", "acme", "gamma"]
     assert names.findall((await admin.get("/console/orgs?q=AM")).text) == ["gamma"]
@@ -429,3 +430,24 @@ async def test_the_last_administrator_cannot_lock_everybody_out(site: Site, admi
     assert answer.status == 409
     assert "make another one first" in answer.text
     assert (await admin.get("/console/tokens")).status == 200
+
+
+async def test_the_audit_tells_who_signed_in_and_who_made_which_token(site: Site, admin: Browser) -> None:
+    await admin.send("/console/tokens", {"role": "viewer", "org": "acme", "note": "Ann's"})
+    me = f"token:{site.ids['admin']} (admin)"
+    everything = cells((await admin.get("/console/audit")).text)
+    assert f"Token created {me} 127.0.0.1" in everything
+    assert f"Signed in {me} 127.0.0.1" in everything
+    changes = cells((await admin.get("/console/audit?show=changes")).text)
+    assert "Token created" in changes
+    assert "Signed in" not in changes
+    assert "Token created" not in cells((await admin.get("/console/audit?show=sign-ins")).text)
+    wrong = await admin.get("/console/audit?cursor=x")
+    assert (wrong.status, 'role="alert"' in wrong.text) == (422, True)
+    for _ in range(51):
+        await site.ledger.tokens.create("viewer", "acme", who=EVIL)
+    page = await admin.get("/console/audit?show=changes")
+    after = re.search(r'href="([^"]+cursor[^"]+)"', page.text)
+    assert after is not None
+    assert "<script>" not in page.text.replace('<script src="', "")
+    assert "Token created" in (await admin.get(f"/console/audit{after[1].replace('&amp;', '&')}")).text

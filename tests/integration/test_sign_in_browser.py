@@ -32,6 +32,7 @@ pytestmark = pytest.mark.browser
 PAGES = (
     "/console/orgs", "/console/new-org", "/console/orgs/acme/settings", "/console/orgs/acme/grant", "/console/rates",
     "/console/sources", "/console/stages", "/console/shadow", "/console/tokens", "/console/session",
+    "/console/audit",
 )  # fmt: skip
 AXE = AXE_FILE_PATH.read_text()
 
