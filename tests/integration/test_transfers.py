@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exporter.rounds import Books, Rounds
 from ledger import keys
 from ledger.admission import AdmissionRequest, Terms
 from ledger.connect import Client, connect
 from ledger.errors import IdempotencyConflict, Insufficient, InvalidRequest, UnknownOrg
-from ledger.model import RatePlan, RateTable
+from ledger.model import Kind, Observation, RatePlan, RateTable, Snapshot
 from ledger.money import MICRO_MAX
 from ledger.store import Ledger, open_ledger
 from ledger.transfers import TransferReceipt
 from ledger.verify import verify
 from tests.servers import ServerProcess, cluster_options, form_cluster, free_port, tied
+from tests.transfer_chaos import KEYS, body
 from tests.transfer_worker import STEPS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -315,3 +319,135 @@ def _die_after(transfers: Any, step: str) -> None:
             raise Dies
 
     setattr(transfers, f"_{step}", Dying())
+
+
+class NoSource:
+    name, cluster = "s", "c"
+
+    async def fetch(self, since_us: int | None) -> Snapshot:
+        raise AssertionError
+
+    async def close(self) -> None: ...
+
+
+MINUTE = 60_000_000
+ACTS = st.one_of(
+    st.tuples(st.just("give"), st.sampled_from(ORGS), st.integers(1, 9 * CREDIT), st.integers(0, 400)),
+    st.tuples(st.just("correct"), st.sampled_from(ORGS), st.integers(-9 * CREDIT, 9 * CREDIT), st.integers(0, 5)),
+    st.tuples(st.just("move"), st.sampled_from(ORGS), st.integers(1, 9 * CREDIT), st.sampled_from(ORGS)),
+    st.tuples(st.just("run"), st.sampled_from(ORGS), st.integers(1, 90), st.integers(0, 3)),
+)
+
+
+@settings(max_examples=25)
+@given(st.lists(ACTS, max_size=16))
+async def test_with_charges_corrections_and_expiry_beside_nothing_is_made_or_lost(
+    quick_url: str, acts: list[Any]
+) -> None:
+    """Over all orgs: given + corrected = left + spent + expired, whatever moved between them."""
+    async with connect(quick_url, None) as client:
+        await client.flushall()
+        now = Now()
+        now.us = T0
+        ledger = Ledger(client, T0, now)
+        await ledger.rates.publish(RatePlan("c", ((0, RateTable({"cpu": 7_000_000_000})),)))
+        rounds = Rounds(Books(ledger), NoSource(), HOUR)
+        jobs: list[Observation] = []
+        given_micro = 0
+        grants: list[tuple[str, str]] = []
+        for org in ORGS:
+            await give(ledger, org, 5)
+            given_micro += 5 * CREDIT
+        for number, (act, org, size, other) in enumerate(acts):
+            key = str(number)
+            if act == "give":
+                expires = now.us + other * MINUTE if other else None
+                await ledger.accounts.grant(org, size, key=key, who="test", expires_us=expires)
+                grants.append((org, key))
+                given_micro += size
+            elif act == "correct" and grants and size:
+                org, corrects = grants[other % len(grants)]
+                with suppress(InvalidRequest):
+                    await ledger.corrections.correct(org, size, corrects=corrects, key=key, reason="r", who="test")
+                    given_micro += size
+            elif act == "move" and org != other:
+                with suppress(Insufficient):
+                    await move(ledger, size, org, other, key)
+            elif act == "run":
+                since, now.us = now.us, now.us + size * MINUTE
+                ended = None if other else now.us - 1
+                jobs.append(Observation(key, Kind.JOB, org, "p", "u", "cpu", "", since, ended))
+                await rounds.take(Snapshot("s", "c", now.us, jobs), None)
+            balances = await ledger.accounts.balances()
+            assert given_micro == sum(b.left_micro + b.spent_micro + b.expired_micro for b in balances)
+        await agrees(ledger)
+
+
+class Movers:
+    """Processes that move credits without end; what they acknowledged is in a file, as they die without a word."""
+
+    def __init__(self, url: str, log: Path) -> None:
+        self._url = url
+        self._log = log
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, seed: int) -> None:
+        with self._log.open("ab") as log:
+            command = tied(sys.executable, "-m", "tests.transfer_chaos", self._url, str(seed), *ORGS)
+            self._processes.append(subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=subprocess.DEVNULL))
+
+    def kill(self) -> None:
+        for process in self._processes:
+            process.send_signal(signal.SIGKILL)
+            process.wait(10)
+        self._processes = []
+
+    def said(self) -> list[str]:
+        # Of somebody who died while writing there may be half a line.
+        return [line for line in self._log.read_text().splitlines() if len(line.split()) == 4]
+
+
+async def test_killed_at_random_moments_nothing_is_made_or_lost(
+    make_server: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    server = make_server(appendfsync="always")
+    movers = Movers(server.url, tmp_path / "moved")
+    async with open_ledger(server.url, epoch_us=0) as ledger:
+        for org in ORGS:
+            await give(ledger, org, 20)
+    chance = random.Random(7)
+    for number in range(6):
+        before = len(movers.said()) if number else 0
+        for seed in (number, number + 100):
+            movers.start(seed)
+        async with asyncio.timeout(30):
+            while len(movers.said() if (tmp_path / "moved").exists() else []) < before + 5:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(chance.random() * 0.05)  # some moment: no condition is waited for
+        if number % 3 == 2:
+            server.kill9()
+        movers.kill()
+        if number % 3 == 2:
+            server.start()
+        async with open_ledger(server.url, epoch_us=0) as ledger:
+            report = await verify(ledger)
+            assert report["ok"], report["differences"]
+    acknowledged = {line.split()[0]: line.split()[1:] for line in movers.said()}
+    async with open_ledger(server.url, epoch_us=0) as ledger:
+        await ledger.transfers.sweep()
+        assert sum(await left(ledger, *ORGS)) == 60 * CREDIT
+        expected = dict.fromkeys(ORGS, 20 * CREDIT)
+        for key in range(KEYS):
+            source, target, micro = body(key, list(ORGS))
+            record = await ledger.transfers.get(source, str(key))
+            if record is not None:
+                assert record.state == "done"
+                expected[source] -= micro
+                expected[target] += micro
+            if str(key) in acknowledged:
+                assert acknowledged[str(key)] == [source, target, str(micro)]
+                assert record is not None
+        assert await left(ledger, *ORGS) == list(expected.values())
+        await agrees(ledger)
+    assert len(acknowledged) > 5
+    assert "twice" not in (tmp_path / "moved").read_text()
