@@ -203,7 +203,7 @@ class AdmissionSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """Who is told of stage changes by HTTP."""
+    """Who is told of everything that orgs are told of, by HTTP: changes of stage, purchases, runway..."""
 
     url: str = field(metadata=setting(values.url("http", "https"), "Gets each event as a JSON body by POST."))
     secret: Secret = field(
@@ -229,7 +229,7 @@ class Exhaustion:
         ),
     )
     webhook: Webhook | None = field(
-        default=None, metadata=setting(section(Webhook), "Who is told of each change of stage.", absent="nobody")
+        default=None, metadata=setting(section(Webhook), "Who is told of every event of every org.", absent="nobody")
     )
 
 
