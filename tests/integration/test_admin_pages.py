@@ -313,11 +313,11 @@ async def test_rates_in_force_to_come_and_before(site: Site, admin: Browser) -> 
     steps = ((0, first), (T0 - HOUR_US, second), (T0 + HOUR_US, later))
     await site.ledger.rates.publish(RatePlan("hpc", steps))
     text = cells((await admin.get("/console/rates")).text)
-    assert "In force now Kind Name Credits For Preset cpu 2 an hour Preset gpu 40 .5 an hour" in text
-    assert "Preset cpu 2 no rate Preset gpu 40 .5 42" in text
+    assert "In force now Name Kind Credits For cpu Preset 2 an hour gpu Preset 40 .5 an hour" in text
+    assert "cpu Preset 2 no rate gpu Preset 40 .5 42" in text
     assert "Work on a preset that has no rate is free." in text
     assert "Changes so far (1)" in text
-    assert "Preset cpu 1 .5 2 Preset gpu no rate 40 .5" in text
+    assert "cpu Preset 1 .5 2 gpu Preset no rate 40 .5" in text
 
 
 async def test_what_is_known_of_sources(site: Site, admin: Browser) -> None:
