@@ -93,15 +93,16 @@ class BuyPages:
         orders = await till.purchases.orders(org)
         start = (number - 1) * _AT_ONCE
         chosen: Offer | None = None
+        wrong = ""
         if asked and not problem:
             try:
                 chosen = _offer(terms, asked)
             except (AmountError, InvalidRequest) as error:
-                problem = str(error)
+                wrong = str(error)
         return self._desk.pages.render(
             request,
             "buy.html",
-            status=status if problem else 200,
+            status=status if problem or wrong else 200,
             form_action=_origins(terms, orders),
             balance=balance,
             currency=terms.currency.upper(),
@@ -111,7 +112,13 @@ class BuyPages:
             least=format_micro(terms.minimum_micro),
             most=format_micro(terms.maximum_micro),
             packages=[Offer(format_micro(p.credits_micro), _price(terms, p.credits_micro)) for p in terms.packages],
+            prices={
+                str(micro): _price(terms, micro)
+                for micro in (terms.minimum_micro, terms.maximum_micro, *(p.credits_micro for p in terms.packages))
+            },
+            bounds=(terms.minimum_micro, terms.maximum_micro),
             asked=asked,
+            wrong=wrong,
             chosen=chosen,
             problem=problem,
             key=key,

@@ -7,6 +7,8 @@ for (const form of document.querySelectorAll("form[data-price-nano]")) {
   const output = form.querySelector("output");
   const perCredit = BigInt(form.dataset.priceNano);
   const digits = Number(form.dataset.minorDigits);
+  const prices = JSON.parse(form.dataset.prices);
+  const currency = form.dataset.currency;
   const show = () => {
     const match = /^(\d{1,12})(?:\.(\d{1,6}))?$/.exec(input.value.trim());
     if (!match) {
@@ -14,12 +16,20 @@ for (const form of document.querySelectorAll("form[data-price-nano]")) {
       return;
     }
     const micro = BigInt(match[1]) * 1000000n + BigInt((match[2] || "").padEnd(6, "0"));
+    if (prices[micro]) {
+      output.value = prices[micro] + " " + currency;
+      return;
+    }
+    if (micro < BigInt(form.dataset.least) || micro > BigInt(form.dataset.most)) {
+      output.value = "";
+      return;
+    }
     const scale = 1000000000000000n;
     const minor = (perCredit * micro * 10n ** BigInt(digits) + scale - 1n) / scale;
     const text = minor.toString().padStart(digits + 1, "0");
     const whole = digits ? text.slice(0, -digits) : text;
     const part = digits ? "." + text.slice(-digits) : "";
-    output.value = whole.replace(/\B(?=(\d{3})+$)/g, ",") + part + " " + form.dataset.currency.toUpperCase();
+    output.value = whole.replace(/\B(?=(\d{3})+$)/g, ",") + part + " " + currency;
   };
   input.addEventListener("input", show);
   show();

@@ -95,6 +95,7 @@ async def test_credits_bought_in_the_browser_arrive_once_though_the_webhook_come
         await page.get_by_role("button", name="Buy 1000 credits for 45.00 USD").click()
         await pay(page)
         await expect(page.get_by_role("status")).to_contain_text("1000 credits are in the account")
+        assert (await Axe().run(page)).violations_count == 0
         await lab.stripe.settle()
         assert lab.stripe.answers == [200] * 3
         await page.get_by_role("link", name="To the balance").click()
@@ -104,6 +105,26 @@ async def test_credits_bought_in_the_browser_arrive_once_though_the_webhook_come
         await expect(page.locator("#orders .badge")).to_have_text("paid")
         await page.goto(f"{ORG}/grants")
         await expect(page.get_by_role("row", name="Bought")).to_have_count(1)
+
+
+async def test_the_price_is_shown_while_an_amount_is_typed_as_the_server_says_it(
+    lab: ConsoleLab, browser: Browser
+) -> None:
+    async with visitor(browser, lab.url, lab.tokens["owner"]) as page:
+        await page.goto(f"{ORG}/buy")
+        field, price = page.get_by_role("textbox", name="Credits"), page.locator("output")
+        for typed, said in (
+            ("123.456789", "6.18 USD"), ("10.000001", "0.51 USD"), ("1000", "45.00 USD"), ("9.999999", ""),
+            ("10000", "500.00 USD"), ("10000.000001", ""), ("5000", "200.00 USD"), ("x", ""), ("9999.99", "500.00 USD"),
+        ):  # fmt: skip
+            await field.fill(typed)
+            await expect(price).to_have_text(said)
+            if said:
+                await page.goto(f"{ORG}/buy?credits={typed}")
+                await expect(page.get_by_role("button", name=f"Pay {said}")).to_be_visible()
+        await page.goto(f"{ORG}/buy?credits=9.999999")
+        await expect(field).to_have_attribute("aria-invalid", "true")
+        await expect(page.locator("#credits-error")).to_contain_text("choose from 10 to 10000")
 
 
 async def test_two_clicks_on_a_form_make_one_order(lab: ConsoleLab, browser: Browser) -> None:
