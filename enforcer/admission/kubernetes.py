@@ -14,7 +14,7 @@ from aiohttp import web
 
 from api.routes import Operation, Route
 from config.preset_sizes import FittingPresets, rooms
-from config.sources import KubernetesSource, SourceSettings
+from config.sources import ApoloSource, KubernetesSource, SourceSettings
 from enforcer.access import ADMIN, SCHEDULER
 from enforcer.admission.desk import Desk
 from enforcer.admission.namespaces import NamespaceLabels
@@ -47,6 +47,8 @@ class KubernetesApi:
             clusters = dict.fromkeys(source.cluster for source in sources)
             found = [KubernetesSource(name=f"kubernetes-{name}", cluster=name) for name in clusters]
         self._sources = {source.cluster: source for source in found}
+        # Where the platform is asked for its jobs, their pods are left to it, and charged by the jobs' ids.
+        self._by_job = {source.cluster for source in sources if isinstance(source, ApoloSource)}
         self._sizes = {source.cluster: FittingPresets(rooms(source.presets)) for source in found}
         seconds = desk.settings.decision_seconds * _ASIDE_PART
         self._namespaces = {source.cluster: NamespaceLabels(source, seconds) for source in found}
@@ -89,7 +91,8 @@ class KubernetesApi:
             if why is not None:
                 return _json(review_answer(uid, True, noted={"passed": why}))
             owner = await self._namespaces[settings.cluster].place(review.namespace or "")
-            work = work_of(review, settings, self._sizes[settings.cluster], owner or ("", ""))
+            by_job = settings.cluster in self._by_job
+            work = work_of(review, settings, self._sizes[settings.cluster], owner or ("", ""), by_job=by_job)
             decision = await self._decide(work, f"{review.who} ({settings.cluster})")
         except NotAReview as error:
             if not uid:

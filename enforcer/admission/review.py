@@ -151,11 +151,13 @@ def passes(review: ReviewRequest, settings: KubernetesSource) -> str | None:
 
 
 def work_of(
-    review: ReviewRequest, settings: KubernetesSource, sizes: FittingPresets, owner: tuple[str, str] = ("", "")
-) -> Work:
+    review: ReviewRequest, settings: KubernetesSource, sizes: FittingPresets, owner: tuple[str, str] = ("", ""),
+    *, by_job: bool = False,
+) -> Work:  # fmt: skip
     """The pod or job as the meter would see it: same labels, same id, same preset.
 
-    `owner`: org and project by the labels of its namespace, as far as they are known.
+    `owner`: org and project by the labels of its namespace, as far as they are known. `by_job`: a pod that has the name
+    of the platform's job is that job to the meter.
 
     Raises: NotAReview for an object that cannot be one.
     """
@@ -176,13 +178,14 @@ def work_of(
         pod = (spec.template.spec if spec.template is not None else None) if is_job else spec
         found = sizes.find(preset, pod.size() if pod is not None else None)
         preset = found[0] if found is not None else ""
+    name = job if by_job and job and job == meta.name and not is_job else meta.uid
     seconds = spec.active_deadline_seconds
     owners = meta.owner_references or ()
     its_job = next((one.uid for one in owners if one.kind == "Job" and one.uid), None)
     asked = AdmissionRequest(
         cluster=settings.cluster, org=org, project=project,
         user=_labelled(labels, rules.user).replace("--", "/"), kind="app" if app else "job",
-        preset=preset or None, app=app or None, workload_id=meta.uid or None,
+        preset=preset or None, app=app or None, workload_id=name or None,
         max_runtime_us=seconds * 1_000_000 if seconds is not None and 0 < seconds < 10**9 else None,
         count=_count(spec) if is_job else 1,
         # A suspended job starts nothing yet: its pods are asked about when they come.

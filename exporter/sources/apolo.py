@@ -146,6 +146,7 @@ class ApoloSource:
             complete=found.sure and self._stored.complete,
             unbillable=dict(found.unbillable),
             examples=found.unbillable.examples,
+            pending=frozenset((job.org, job.id) for job in active.values() if job.started_us is None),
         )
 
     async def _looks(self, since_us: int | None, taken_us: int) -> AsyncIterator[Verdict]:

@@ -70,6 +70,14 @@ async def test_jobs_of_all_orgs_and_projects_are_seen_each_as_its_own():
     }  # fmt: skip
 
 
+async def test_jobs_that_wait_are_told_so_that_their_holds_live_on():
+    api, time = ApoloApi(), Time()
+    api.add_job(("pending", T0 - MINUTE), ("running", T0 - 5))
+    waits = api.add_job(("pending", T0 - MINUTE), org="acme")
+    async with source(api, time) as apolo:
+        assert (await apolo.fetch(None)).pending == {("acme", waits.id)}
+
+
 async def test_only_the_orgs_that_were_asked_for_are_metered():
     api, time = ApoloApi(rights=["job://default/acme"]), Time()
     api.add_job(("running", T0), org="acme")

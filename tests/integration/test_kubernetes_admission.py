@@ -19,8 +19,10 @@ from aiohttp.test_utils import TestClient, TestServer
 from jsonschema import Draft202012Validator, ValidationError
 
 from config.settings import AdmissionSettings, Settings
-from config.sources import KubernetesSource, PresetSize
+from config.sources import ApoloSource, KubernetesSource, PresetSize
+from config.values import Secret
 from enforcer.app import DESK, build_app
+from ledger import keys
 from ledger.connect import Client
 from ledger.model import RatePlan, RateTable
 from ledger.store import Ledger
@@ -205,6 +207,18 @@ async def test_a_jobs_pods_take_over_its_hold(hook: Webhook) -> None:
         assert (await hook.ask(review(part)))["allowed"]
     assert await hook.held() == 2 * CREDIT
     assert not (await hook.ask(review(a_job(parallelism=3), resource="jobs")))["allowed"]
+
+
+async def test_beside_the_platform_the_hold_of_a_jobs_pod_ends_when_the_job_is_charged(client: Client) -> None:
+    platform = ApoloSource(name="a", cluster="c", url="http://127.0.0.1:9", token=Secret("t"))
+    sources = (KubernetesSource(name="k", cluster="c"), platform)
+    async with webhook(client, replace(SETTINGS, sources=sources)) as hook:
+        assert (await hook.ask(review(recreated("pod-uid"))))["allowed"]
+        other = recreated("other-uid", name="not-the-job")  # it only says that it is of that job
+        assert (await hook.ask(review(other)))["allowed"]
+        assert await hook.held() == 2 * CREDIT
+        holds: Any = await client.hkeys(keys.of_org("acme").hold_of)
+        assert {name.decode() for name in holds} == {f"c{keys.US}job-1", f"c{keys.US}other-uid"}
 
 
 async def test_a_suspended_job_holds_nothing(hook: Webhook) -> None:
