@@ -23,6 +23,8 @@ from ledger.money import HOUR_US
 from ledger.verify import verify
 from tests.console_browser import PHONE, WIDE, chromium, visitor
 from tests.console_lab import NOW, ConsoleLab, console_lab, fill, use
+from tests.run_lab import RunLab
+from tests.servers import wait_until
 from tests.standins.stripe_api import GOOD_CARD
 
 pytestmark = [pytest.mark.browser, pytest.mark.redis, pytest.mark.asyncio(loop_scope="module")]
@@ -408,3 +410,25 @@ async def test_the_ledger_away_is_said_on_a_page(make_server: Any, browser: Brow
             assert answer is not None
             assert answer.status == 503
             await expect(page.get_by_role("heading", level=1)).to_be_visible()
+
+
+@pytest.mark.slow
+async def test_the_console_of_credits_run_shows_its_running_cluster(browser: Browser, tmp_path: Path) -> None:
+    lab = RunLab(tmp_path)
+    try:
+        await asyncio.to_thread(lab.up)
+        await asyncio.to_thread(wait_until, lambda: (lab.metric("credits_spent_total{") or 0) > 0, 30, "a first charge")
+        token = (tmp_path / "var/admin.token").read_text().strip()
+        async with visitor(browser, f"http://127.0.0.1:{lab.api_port}", token) as page:
+            await page.goto(ORG)
+            before = await figure(page, "Spent")
+            assert before > 0
+            await expect(page.get_by_role("region", name="Running workloads").locator("tbody tr")).not_to_have_count(0)
+            async with asyncio.timeout(30):
+                while await figure(page, "Spent") == before:
+                    await page.reload()
+            await page.goto(f"{ORG}/buy")
+            await expect(page.locator("main")).to_contain_text("section “payments”")
+            await expect(page.locator("main form")).to_have_count(0)
+    finally:
+        await asyncio.to_thread(lab.end)
