@@ -120,6 +120,7 @@ def _field(name: str, schema: Mapping[str, Any], is_needed: bool, place: str = "
     items = inner.get("items", {})
     limits = {**inner, **schema}
     said = [text.format(limits[key]) for key, text in _LIMITS.items() if limits.get(key) not in (None, "")]
+    said = ["not empty" if one == "at least 1 characters" else one for one in said]
     if "examples" in limits:
         said.append(f"such as `{limits['examples'][0]}`")
     sentence = ", ".join(said)

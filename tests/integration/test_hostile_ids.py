@@ -31,7 +31,7 @@ PLACES = (
     "/v1/orgs/{}/statement?month=2026-11", "/v1/orgs/{}/budgets/{}", "/v1/orgs/{}/budgets/{}/{}",
     "/v1/orgs/acme/purchases/{}", "/v1/usage?org={}", "/v1/usage?project={}", "/v1/usage?group_by=project&cursor={}",
     "/v1/orgs?cursor={}", "/v1/orgs/acme/journal?cursor={}", "/console/orgs/{}", "/console/payments/{}/{}",
-    "/{}/v1/orgs/globex/balance", "/k8s/admission/{}", "{}",
+    "/{}/v1/orgs/globex/balance", "/k8s/admission/{}", "/v1/tokens/{}", "{}",
 )  # fmt: skip
 ODD = (
     "..", ".", "a/b", "a//b", "../acme", "%2e%2e", "%00", "a%2Fb", "a b", " a", "a ", "é", "e\u0301", "\u202eacme",
