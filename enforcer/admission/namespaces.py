@@ -32,6 +32,7 @@ class NamespaceLabels:
         has_access = settings.url is not None or "KUBERNETES_SERVICE_HOST" in environ
         self._rest: Rest | None = rest_of(settings, environ) if has_access else None
         self._known: dict[str, tuple[float, tuple[str, str]]] = {}
+        self._asking: dict[str, asyncio.Task[tuple[str, str]]] = {}
         self._not_before = 0.0
         self._told = ""
 
@@ -48,7 +49,7 @@ class NamespaceLabels:
             return None if known is None else known[1]
         try:
             async with asyncio.timeout(self._seconds):
-                found = await self._read(self._rest, namespace)
+                found = await asyncio.shield(self._ask(self._rest, namespace))
         except (ActionError, TimeoutError) as error:
             self._not_before = time.monotonic() + _BREAK_SECONDS
             self._tell(str(error) or f"no answer within {self._seconds:g} s")
@@ -61,8 +62,18 @@ class NamespaceLabels:
 
     async def close(self) -> None:
         """Close the connections."""
+        for task in list(self._asking.values()):
+            task.cancel()
         if self._rest is not None:
             await self._rest.close()
+
+    def _ask(self, rest: Rest, namespace: str) -> asyncio.Task[tuple[str, str]]:
+        """Many pods may wait for the same answer: it is asked for once."""
+        task = self._asking.get(namespace)
+        if task is None:
+            task = self._asking[namespace] = asyncio.create_task(self._read(rest, namespace))
+            task.add_done_callback(lambda done: (self._asking.pop(namespace), done.cancelled() or done.exception()))
+        return task
 
     async def _read(self, rest: Rest, namespace: str) -> tuple[str, str]:
         status, body, text = await rest.call("GET", f"api/v1/namespaces/{namespace}")

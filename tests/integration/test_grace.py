@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from ledger import keys
 from ledger.connect import Client
 from ledger.errors import LedgerUnavailable
 from ledger.exhaustion import ORG_TIER, TierState
+from tests.integration.test_admission_crashes import start
 from tests.stages_lab import CREDIT, MINUTE, Cluster, Scheduler
 
 
@@ -169,6 +172,35 @@ async def test_the_lease_is_kept_through_a_long_round_and_short_after_a_kill(cli
     while not await other.reaper.round():
         assert loop.time() - start < 4
         await asyncio.sleep(0.1)
+
+
+async def test_after_kill_9_of_the_enforcer_another_acts_within_three_intervals(
+    client: Client, valkey_url: str, tmp_path: Path
+) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(
+        f"redis: {{url: '{valkey_url}'}}\nenforcer: {{listen: '127.0.0.1:0'}}\nmetering: {{interval_seconds: 1}}\n"
+    )
+
+    async def leader(*others: bytes) -> bytes:
+        while (found := await client.get(keys.REAPER) or b"") in (b"", *others):  # noqa: ASYNC110 - other processes
+            await asyncio.sleep(0.05)
+        return found
+
+    async with asyncio.timeout(60):
+        one = await start("tests.enforcer_worker", str(settings))
+        first = await leader()
+        other = await start("tests.enforcer_worker", str(settings))
+        assert other.stdout is not None
+        assert (await other.stdout.readline()).startswith(b"http")
+        one.send_signal(signal.SIGKILL)
+        await one.wait()
+        async with asyncio.timeout(5):  # three intervals, and a look
+            second = await leader(first)
+        assert other.stdin is not None
+        other.stdin.write(b"\n")  # it ends in order, and leaves the lease to others at once
+        await other.wait()
+        assert await client.get(keys.REAPER) != second
 
 
 async def test_who_lost_the_lease_stops_in_the_middle_of_a_round(client: Client) -> None:

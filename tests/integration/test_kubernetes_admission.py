@@ -409,9 +409,9 @@ async def test_whoever_the_pod_says_pays_its_namespace_does(client: Client) -> N
     api = KubeApi()
     await named(api, "acme")
     async with in_namespaces(client, api) as hook:
-        for number in range(3):
-            claims = {**LABELS, "platform.apolo.us/org": "rich"}
-            refused = await hook.ask(review(pod(claims, uid=f"pod-{number}")))
+        claims = {**LABELS, "platform.apolo.us/org": "rich"}
+        at_once = (hook.ask(review(pod(claims, uid=f"pod-{number}"))) for number in range(20))
+        for refused in [*await asyncio.gather(*at_once), await hook.ask(review(pod(claims, uid="later")))]:
             assert not refused["allowed"]
             assert refused["status"]["message"].startswith("Org acme has 0.5 credits left")
         assert (await hook.ledger.accounts.balance("rich")).held_micro == 0
