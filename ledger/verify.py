@@ -242,7 +242,7 @@ class _Org:
         return sums["withdrawn"] - sums["restored"]
 
     async def _transfers(self) -> None:
-        """What is said to have arrived at another org did."""
+        """What is said to have arrived at another org did, and what came from another org left it."""
         records = await again(lambda: self._ledger.client.hvals(self._keys.transfers))
         for transfer in (msgspec.json.decode(data, type=Transfer) for data in records):
             self._checked["transfers"] += 1
@@ -253,6 +253,13 @@ class _Org:
                     f"transfer {transfer.key!r} to org {transfer.target!r}",
                     f"is {transfer.state}, but there it is {found or 'not known'}", transfer.credits,
                 )  # fmt: skip
+        client: Any = self._ledger.client
+        came = await again(lambda: client.hgetall(self._keys.received))
+        for key in (text(field)[1:] for field, how in came.items() if field.startswith(b"i") and how == b"given"):
+            claim = await again(partial(client.hget, keys.TRANSFERS, f"k{key}"))
+            source = None if claim is None else msgspec.json.decode(claim)["from"]
+            if source is None or await self._ledger.transfers.get(source, key) is None:
+                self._differ(f"transfer {key!r}", f"came, but org {source or 'that it is from'} does not know of it")
 
     def _holds(self, hashes: dict[str, dict[bytes, bytes]], expiry: dict[str, int], now_us: int) -> None:
         tiers: dict[str, int] = defaultdict(int)

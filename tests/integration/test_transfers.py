@@ -235,6 +235,19 @@ async def test_the_server_may_be_killed_in_between(make_server: Callable[..., Se
         await agrees(ledger)
 
 
+async def test_verify_tells_of_a_transfer_that_one_of_the_two_orgs_forgot(client: Client) -> None:
+    ledger = Ledger(client, T0, Now())
+    raw: Any = client
+    for org in ORGS:
+        await give(ledger, org, 10)
+    await move(ledger, CREDIT)
+    await move(ledger, CREDIT, "initech", key="t2")
+    await raw.hdel(keys.of_org("globex").received, "it1")  # as a server that lost the end of what it wrote
+    await raw.hdel(keys.of_org("initech").transfers, "t2")
+    told = [(one["org"], one["what"]) for one in (await verify(ledger))["differences"]]
+    assert told == [("acme", "transfer 't1' to org 'globex'"), ("globex", "transfer 't2'")]
+
+
 async def test_orgs_on_different_nodes_of_a_cluster(make_server: Callable[..., ServerProcess]) -> None:
     nodes = [make_server(port=free_port(), options=cluster_options()) for _ in range(2)]
     await form_cluster(nodes)
