@@ -206,8 +206,8 @@ class OrgKeys:
     @property
     def top_up(self) -> str:
         """Hash of auto top-up: terms and card (JSON), removed_us (of the last card), order (the one in flight), seq
-        (orders there were), cool_until (us), declines, paused (why), capped (the month it was said of),
-        month:YYYY-MM -> micro-credits ordered in it."""
+        (orders there were), nonce (makes their ids secret), cool_until (us), declines, paused (why), capped (the month
+        it was said of), month:YYYY-MM -> micro-credits ordered in it."""
         return self._key("topup")
 
     @property

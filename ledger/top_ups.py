@@ -7,6 +7,7 @@ crash asks the provider about that very order. What became of it is noted in the
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -60,6 +61,7 @@ class TopUp:
     card: Card | None
     order: str
     seq: int
+    nonce: str
     cool_until_us: int
     declines: int
     paused: str
@@ -104,6 +106,7 @@ class TopUps:
             msgspec.json.decode(found["card"], type=Card) if "card" in found else None,
             text(found.get("order")),
             int(found.get("seq", 0)),
+            text(found.get("nonce")),
             int(found.get("cool_until", 0)),
             int(found.get("declines", 0)),
             text(found.get("paused")),
@@ -143,7 +146,8 @@ class TopUps:
     async def _set(self, org: str, terms: str, entry: dict[str, Any]) -> None:
         names = keys.of_org(org)
         await self._scripts.top_up_terms.durably(
-            [names.top_up, names.journal], [terms, msgspec.json.encode(entry), str(self._clock())]
+            [names.top_up, names.journal],
+            [terms, msgspec.json.encode(entry), str(self._clock()), secrets.token_hex(16)],
         )
 
     async def keep_card(self, org: str, card: Card) -> str:
@@ -169,9 +173,10 @@ class TopUps:
         assert terms is not None
         assert card is not None
         names = keys.of_org(seen.org)
+        order_id = order_id_of(seen.org, keys.US.join((TOP_UP, seen.nonce, str(seen.seq))))
         order = Order(
-            order_id_of(seen.org, f"{TOP_UP}{keys.US}{seen.seq}"), seen.org, "", format_micro(terms.micro), terms.micro,
-            amount, currency, WHO, now, kind=TOP_UP, customer=card.customer, method=card.method,
+            order_id, seen.org, "", format_micro(terms.micro), terms.micro, amount, currency, WHO, now, kind=TOP_UP,
+            customer=card.customer, method=card.method,
         )  # fmt: skip
         common = {"at": format_time(now), "who": WHO}
         entry = {

@@ -1,10 +1,12 @@
 -- Set, or end, an org's auto top-up.
 --
 -- KEYS    1 top_up hash, 2 journal
--- ARGV    1 terms (JSON), '' ends it and forgets the card, 2 journal entry (JSON), 3 now_us
+-- ARGV    1 terms (JSON), '' ends it and forgets the card, 2 journal entry (JSON), 3 now_us, 4 random text, by which
+--         nobody else can tell the ids of its orders
 -- Returns {'set'|'same'}
 --
 -- Setting it is its owner's word to go on: a pause ends, and so does the pause's cool-down. An order in flight stays.
+redis.call('HSETNX', KEYS[1], 'nonce', ARGV[4])
 local before = redis.call('HGET', KEYS[1], 'terms') or ''
 local paused = redis.call('HEXISTS', KEYS[1], 'paused') == 1
 local has_card = redis.call('HEXISTS', KEYS[1], 'card') == 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.redis
 PATH = "/v1/orgs/acme/auto-top-up"
 TERMS = {"threshold": "50", "credits": "100", "monthly_cap": "300", "cool_down_minutes": 0}
 CREDIT = 1_000_000
+ROOT = Path(__file__).parents[2]
 INTENTS = "/v1/payment_intents"
 
 
@@ -402,6 +405,31 @@ async def test_killed_at_every_point_it_charges_once_and_never_hangs(client: Cli
     raise AssertionError("more points than that")
 
 
+@pytest.mark.parametrize("is_done", [True, False], ids=["charged", "not charged"])
+async def test_a_process_that_is_killed_while_it_charges(client: Client, valkey_url: str, is_done: bool) -> None:
+    async with open_topped(client) as (shop, _):
+        shop.stripe.hook = ""
+        shop.stripe.faults.add(Fault(INTENTS, silent=True, after=is_done, method="POST"))
+        command = (sys.executable, "-m", "tests.top_up_worker", valkey_url, shop.stripe.url)
+        first = await asyncio.create_subprocess_exec(*command, "0", cwd=ROOT)
+        async with asyncio.timeout(60):
+            while not shop.stripe.faults.count("POST", INTENTS):  # noqa: ASYNC110 - another process does it
+                await asyncio.sleep(0.02)
+            if is_done:
+                while not charges(shop):  # noqa: ASYNC110 - the stand-in does it
+                    await asyncio.sleep(0.02)
+            first.kill()
+            await first.wait()
+            assert await shop.balance() == "10"
+            second = await asyncio.create_subprocess_exec(*command, "0", cwd=ROOT)
+            while await shop.balance() != "110":  # noqa: ASYNC110 - another process does it
+                await asyncio.sleep(0.02)
+            second.kill()
+            await second.wait()
+        assert len(charges(shop)) == 1
+        assert (await shape_of(shop))["order"] is None
+
+
 class Stumbling(Purchases):
     """Its writes fail when told, before they are sent or with the answer lost."""
 
@@ -472,7 +500,11 @@ async def _act(shop: Shop, ahead: Ahead, data: st.DataObject, act: str, number: 
         with suppress(CreditsError):
             await shop.call("PUT", PATH, {**TERMS, "threshold": data.draw(st.sampled_from(["20", "1000"]))})
     elif act == "buy":
-        order = await shop.buy("10", f"k{number}", save_card=data.draw(st.booleans()))
+        body, path = {"credits": "10", "save_card": data.draw(st.booleans())}, "/v1/orgs/acme/purchases"
+        status = 503
+        while status == 503:  # the buyer asks again
+            status, order = await shop.call("POST", path, body, Idempotency_Key=f"k{number}")
+        assert status == 201, order
         api.pay(shop.session_of(order))
     elif act == "card":
         for card in api.methods.values():
