@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import pytest
+from joserfc.jwk import ECKey, RSAKey
 
 from config.console import Console, Oidc, OidcRule
 from config.values import Secret
@@ -181,6 +182,21 @@ async def test_unknown_keys_do_not_have_the_provider_asked_at_everybodys_wish(la
     for _ in range(3):
         assert (await lab.sign_in("ann"))[1].status == 502
     assert lab.idp.asked.count("/keys") == 1
+
+
+@pytest.mark.parametrize("algorithm", ["ES256", "PS256", "RS512"])
+async def test_other_algorithms_that_the_provider_says_it_uses(lab: Lab, algorithm: str) -> None:
+    if algorithm == "ES256":
+        lab.idp.keys = [ECKey.generate_key("P-256", {"kid": "ec", "use": "sig"})]
+    lab.idp.algorithms = (algorithm,)
+    assert (await lab.sign_in("ann"))[1].status == 303
+
+
+@pytest.mark.filterwarnings("ignore:Key size")
+async def test_a_weak_key_is_none(lab: Lab) -> None:
+    lab.idp.keys = [RSAKey.generate_key(1024, {"kid": "weak", "use": "sig"})]
+    _, answer = await lab.sign_in("ann")
+    assert "does not publish" in answer.text
 
 
 async def test_a_token_without_a_key_id_is_checked_by_all_keys(lab: Lab) -> None:

@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlencode
 
 from aiohttp import web
 from joserfc import jwt
-from joserfc.jwk import RSAKey
+from joserfc.jwk import ECKey, RSAKey
 
 from tests.standins.faults import serving
 
@@ -43,7 +43,7 @@ class OidcProvider:
     fault: str = ""
     url: str = ""
     algorithms: tuple[str, ...] = ("RS256",)
-    keys: list[RSAKey] = field(default_factory=lambda: [_first()])
+    keys: list[RSAKey | ECKey] = field(default_factory=lambda: [_first()])
     """The last one signs."""
     asked: list[str] = field(default_factory=list)
     """Paths, as they were asked for."""
@@ -186,6 +186,8 @@ class OidcProvider:
             return jwt.encode({"alg": "RS256", "kid": "own", "jwk": own.as_dict(private=False)}, claims, own)
         if self.fault == "PS256 unannounced":
             return jwt.encode({**header, "alg": "PS256"}, claims, key, algorithms=["PS256"])
+        if isinstance(key, ECKey) or "RS256" not in self.algorithms:
+            return jwt.encode({**header, "alg": self.algorithms[0]}, claims, key, algorithms=[self.algorithms[0]])
         if self.fault == "no kid":
             header = {"alg": "RS256"}
         token = jwt.encode(header, claims, key)
