@@ -41,7 +41,8 @@ class Overview:
             period = read_period({}, zone, ledger.clock())
             spent = await spending(self._desk, org, period, zone)
         number = page_number(request)
-        running = await running_page(ledger, org, (number - 1) * _RUNNING_AT_ONCE, _RUNNING_AT_ONCE)
+        async with self._desk.turns:
+            running = await running_page(ledger, org, (number - 1) * _RUNNING_AT_ONCE, _RUNNING_AT_ONCE)
         budgets = budget_bars(await ledger.budgets.states(org))
         return pages.render(
             request,

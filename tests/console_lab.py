@@ -50,7 +50,8 @@ ROLES = (("admin", None), ("owner", "acme"), ("viewer", "acme"), ("scheduler", N
 
 @dataclass
 class ConsoleLab:
-    """`clock[0]` is now; `tokens` by role, those of owner and viewer are of acme."""
+    """`clock[0]` is now; `tokens` by role, those of owner and viewer are of acme; `pages`: addresses of all pages of
+    the console, with `{org}` where one is to be named."""
 
     url: str
     ledger: Ledger
@@ -59,6 +60,7 @@ class ConsoleLab:
     stripe: StripeApi
     rounds: Rounds | None
     http: aiohttp.ClientSession
+    pages: list[str]
 
     async def admit(self, **body: Any) -> Any:
         """What a scheduler is told."""
@@ -125,7 +127,9 @@ async def console_lab(
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, taken).start()
         http = await stack.enter_async_context(aiohttp.ClientSession())
-        yield ConsoleLab(url, ledger, now, tokens, stripe, rounds, http)
+        gets = {route.resource.canonical for route in app.router.routes() if route.resource and route.method == "GET"}
+        pages = sorted(path for path in gets if path.startswith("/console"))
+        yield ConsoleLab(url, ledger, now, tokens, stripe, rounds, http, pages)
 
 
 async def fill(lab: ConsoleLab) -> None:
@@ -162,8 +166,10 @@ async def use(lab: ConsoleLab) -> None:
     for number in range(3):
         lab.clock[0] += 47_000_000
         answer = await lab.admit(
-            project=("speech", "climate", "speech")[number], user=("jo", "kim", "lee")[number],
-            count=(1, 50_000, 4)[number], workload_id=f"train-{number}",
+            project=("speech", "climate", "speech")[number],
+            user=("jo", "kim", "lee")[number],
+            count=(1, 50_000, 4)[number],
+            workload_id=f"train-{number}",
         )
         assert not answer["allowed"], answer
 
