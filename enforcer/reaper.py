@@ -28,7 +28,7 @@ from ledger import keys
 from ledger.accounts import Balance
 from ledger.budget_store import BudgetState
 from ledger.clock import Clock, format_time
-from ledger.errors import CreditsError, UnknownOrg
+from ledger.errors import CreditsError, LedgerUnavailable, UnknownOrg
 from ledger.exhaustion import ORG_TIER, Act, ExhaustionState, RunningWork, TierState
 from ledger.keys import tier_fields
 from ledger.money import HOUR_US, format_micro
@@ -85,6 +85,7 @@ class Reaper:
         self._notifier = notifier
         self._lease = Lease(ledger.exhaustion, max(_LEASE_SECONDS_MIN, _LEASE_ROUNDS * interval_seconds))
         self._acting = Acting(ledger, actions, self._lease.check, clock, self._stale_us)
+        self._delivery: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -95,7 +96,8 @@ class Reaper:
         """Looks until it is stopped."""
         while not self._stopping.is_set():
             try:
-                await self.round()
+                if await self.round():
+                    self._deliver()
             except CreditsError as error:
                 log.warning("nothing is stopped or resumed for now: %s", error)
             except Exception:
@@ -103,6 +105,9 @@ class Reaper:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._interval_seconds):
                     await self._stopping.wait()
+        if self._delivery is not None:
+            self._delivery.cancel()
+            await asyncio.wait({self._delivery})
         await self._lease.give_up()
 
     async def round(self) -> bool:
@@ -115,16 +120,34 @@ class Reaper:
             async with self._lease.kept():
                 marks = await self._ledger.charging.source_marks()
                 for org in await self._ledger.accounts.orgs():
-                    with suppress(UnknownOrg):
+                    try:
                         stages[org] = await self._look(org, marks)
+                    except UnknownOrg:
+                        continue
+                    except (LeaseLost, LedgerUnavailable):
+                        raise
+                    except Exception:
+                        log.exception("a look at org %s failed; the others are looked at all the same", org)
         except LeaseLost as lost:
             log.warning("%s", lost)
             self._metrics.stages = {}
             return False
         self._metrics.stages = stages
-        if self._notifier is not None:
-            await self._notifier.deliver()
         return True
+
+    def _deliver(self) -> None:
+        """Beside the looks: a receiver that is slow keeps nobody running on."""
+        if self._notifier is not None and (self._delivery is None or self._delivery.done()):
+            self._delivery = asyncio.create_task(self._send(self._notifier))
+
+    @staticmethod
+    async def _send(notifier: Notifier) -> None:
+        try:
+            await notifier.deliver()
+        except CreditsError as error:
+            log.warning("events wait to be sent: %s", error)
+        except Exception:
+            log.exception("events cannot be sent")
 
     async def _look(self, org: str, marks: Mapping[str, int]) -> int:
         self._lease.check()

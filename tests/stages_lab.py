@@ -73,7 +73,7 @@ class Cluster:
         self, client: Client, then: str = "suspend", notifier: Any = None, interval: float = 15.0,
         scheduler: Scheduler | None = None, **admission: Any,
     ) -> None:  # fmt: skip
-        self.now = T0
+        self.now, self.notifier = T0, notifier
         self.ledger = Ledger(client, T0 - 24 * HOUR, lambda: self.now)
         self.scheduler = scheduler or Scheduler()
         self.metrics = EnforcerMetrics("test")
@@ -113,13 +113,14 @@ class Cluster:
         ]  # fmt: skip
         await self.rounds.take(Snapshot("s", "c", self.now, listed), None)
 
-    async def after(self, minutes: float, *, metered: bool = True) -> int:
-        """Time passes; the cluster is metered and looked at. The org's stage."""
+    async def after(self, minutes: float, *, metered: bool = True, org: str = "acme") -> int:
+        """Time passes; the cluster is metered and looked at. The stage of `org`."""
         self.now += int(minutes * MINUTE)
         if metered:
             await self.meter()
         before = len(self.scheduler.done)
-        await self.reaper.round()
+        if await self.reaper.round() and self.notifier is not None:
+            await self.notifier.deliver()
         for what, job in self.scheduler.done[before:]:
             if what == "suspend":
                 self.suspensions.setdefault(job, []).append((self.now, None))
@@ -130,7 +131,7 @@ class Cluster:
                 self.jobs.pop(job)
         report = await verify(self.ledger)
         assert report["ok"], report["differences"]
-        return self.metrics.stages["acme"]
+        return self.metrics.stages[org]
 
     async def stages(self) -> list[str]:
         entries, _ = await self.ledger.accounts.journal("acme")

@@ -141,6 +141,50 @@ async def test_the_reason_says_why_since_when_and_how_it_goes_on(client: Client)
         assert f"So this was {then.rstrip('e')}{'p' if then == 'stop' else ''}ed;" in done
 
 
+class Broken(Scheduler):
+    """Fails in a way that nobody thought of, for one job."""
+
+    async def signal(self, workload_id: str, reason: str) -> Outcome:
+        if workload_id == "1":
+            raise KeyError("items")
+        return await super().signal(workload_id, reason)
+
+
+async def test_a_fault_in_what_is_done_for_one_job_stops_no_other_job_and_no_other_org(client: Client) -> None:
+    cluster = Cluster(client, scheduler=Broken())
+    await cluster.ledger.accounts.upsert("zeta", who="test")  # looked at after acme
+    await cluster.setup(CREDIT, "1", "2")
+    assert await cluster.after(0.1, org="zeta") == Stage.BLOCK
+    assert cluster.scheduler.done == [("signal", "2")]
+
+
+class Deaf:
+    """A webhook that answers after a long time."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def note(self, event: Mapping[str, Any]) -> None: ...
+
+    async def deliver(self) -> None:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_slow_receiver_of_events_keeps_nobody_running_on(client: Client) -> None:
+    cluster = Cluster(client, interval=0.05, notifier=Deaf())
+    await cluster.setup(CREDIT, "1")
+    running = asyncio.create_task(cluster.reaper.run())
+    async with asyncio.timeout(10):
+        await cluster.notifier.asked.wait()
+        cluster.now += 14 * MINUTE
+        await cluster.meter()
+        while not cluster.scheduler.done:  # noqa: ASYNC110 - another task does it
+            await asyncio.sleep(0.01)
+        cluster.reaper.stop()
+        await running
+
+
 class Slow(Scheduler):
     """Its signal takes until it is let go."""
 
