@@ -14,6 +14,7 @@ from typing import Final
 from console.payments import Till
 from console.provider import Charge
 from ledger.errors import CreditsError, UnknownOrg
+from ledger.money import format_micro
 from ledger.purchase_step import Order, Paid
 from ledger.store import Ledger
 from ledger.top_ups import TopUp
@@ -33,6 +34,7 @@ class TopUpRunner:
         self._till = till
         self._others_us = others_us
         self._tried: dict[str, int] = {}
+        self._not_sold: set[str] = set()
 
     async def run(self, seconds: float) -> None:
         """A look every so often, until it is cancelled."""
@@ -78,7 +80,9 @@ class TopUpRunner:
         if balance.unlimited or balance.available_micro >= seen.terms.threshold_micro:
             return "enough"
         if not self._till.settings.sells(seen.terms.micro):
-            log.warning("org %s: its auto top-up buys %d micro-credits, which is not sold", org, seen.terms.micro)
+            if org not in self._not_sold:  # said once; the settings were changed since the terms were set
+                self._not_sold.add(org)
+                log.warning("org %s: auto top-up of %s credits is not sold (any more)", org, format_micro(seen.terms.micro))
             return "not_sold"
         terms = self._till.settings
         order = await self._till.top_ups.claim(seen, terms.price_of(seen.terms.micro), terms.currency)
