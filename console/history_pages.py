@@ -7,15 +7,17 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from console.desk import Desk, page_number
+from console.desk import Desk
 from console.journal_words import in_words
 from ledger.errors import InvalidRequest
-from ledger.grants_left import grants_left
+from ledger.grant_list import EXPIRED, IN_FORCE, NOT_YET, USED_UP, grants_page
 from ledger.journal import PARTS, JournalFilter, journal_page
 
 _GRANTS_AT_ONCE: Final = 50
 _ENTRIES_AT_ONCE: Final = 50
-_STATES: Final = {"active": "in force", "later": "later", "spent": "used up", "expired": "expired"}
+_STATES: Final = {
+    IN_FORCE: ("in force", "ok"), NOT_YET: ("later", "warn"), USED_UP: ("used up", ""), EXPIRED: ("expired", ""),
+}  # fmt: skip
 _SOURCES: Final = {"provision": "Provisioned", "purchase": "Bought", "refund": "Given back", "gift": "Gift"}
 _SHOW: Final = {
     "all": ("Everything", PARTS),
@@ -32,21 +34,24 @@ class HistoryPages:
 
     async def grants(self, request: web.Request) -> web.Response:
         """Raises: UnknownOrg, LedgerUnavailable."""
-        org, number = request.match_info["org"], page_number(request)
-        balance = await self._desk.ledger.accounts.balance(org)
-        grants = await grants_left(self._desk.ledger, org)
-        start = (number - 1) * _GRANTS_AT_ONCE
+        ledger, org = self._desk.ledger, request.match_info["org"]
+        cursor, problem = request.query.get("cursor") or None, ""
+        try:
+            grants, after = await grants_page(ledger, org, cursor, _GRANTS_AT_ONCE, newest_first=True)
+        except InvalidRequest as error:
+            problem, cursor = str(error), None
+            grants, after = await grants_page(ledger, org, None, _GRANTS_AT_ONCE, newest_first=True)
         return self._desk.pages.render(
             request,
             "grants.html",
-            balance=balance,
-            grants=grants[start : start + _GRANTS_AT_ONCE],
-            count=len(grants),
-            start=start,
+            status=422 if problem else 200,
+            problem=problem,
+            balance=await ledger.accounts.balance(org),
+            grants=grants,
             states=_STATES,
             sources=_SOURCES,
-            first_page="?page=1" if number > 1 else None,
-            next_page=f"?page={number + 1}" if len(grants) > start + _GRANTS_AT_ONCE else None,
+            first_page="?" if cursor else None,
+            next_page=f"?{urlencode({'cursor': after})}" if after else None,
         )
 
     async def journal(self, request: web.Request) -> web.Response:

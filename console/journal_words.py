@@ -10,7 +10,7 @@ from ledger.money import AmountError, parse_credits
 
 _TITLES: Final = {
     "grant": "Credits granted",
-    "correction": "Correction of a charge",
+    "correction": "Correction",
     "org": "Org created or edited",
     "budget": "Budget set",
     "budget_removed": "Budget removed",
@@ -26,14 +26,12 @@ _TITLES: Final = {
     "top_up": "Automatic top-up",
     "top_up_terms": "Automatic top-up settings",
     "card": "Card saved",
-    "transfer_in": "Transfer from another org",
-    "transfer_out": "Transfer to another org",
     "notices": "Notices changed",
-    "credit_line": "Credit line changed",
 }
 _SOURCES: Final = {"provision": "provisioned", "purchase": "bought", "refund": "given back", "gift": "a gift"}
-_TAKES: Final = frozenset({"withdrawal", "transfer_out"})
-_GIVES: Final = frozenset({"grant", "correction", "purchase", "restoration", "transfer_in"})
+_TAKES: Final = frozenset({"withdrawal"})
+_MOVES: Final = frozenset({"grant", "correction", "restoration", "transfer", *_TAKES})
+_LABELS: Final = {"from": "address", "what": "of a"}
 _SHOWN: Final = frozenset({"id", "at", "type", "who", "credits", "reason", "project", "user", "org"})
 
 
@@ -60,16 +58,24 @@ def in_words(entry: Mapping[str, Any]) -> Words:
         title = f"{title}, {_SOURCES[source]}"
     if kind == "stage" and entry.get("stage"):
         title = f"{title}: {entry['stage']}"
+    credits_ = _signed(kind, entry.get("credits"))
+    takes = kind in _MOVES and credits_ is not None and credits_.startswith("-")
+    if kind == "transfer":
+        title = f"Transfer to {entry.get('to_org')}" if takes else f"Transfer from {entry.get('from_org')}"
     refused = kind in ("refusal", "shadow", "exception")
     return Words(
         title=title,
         at=str(entry.get("at", "")),
         who=str(entry.get("who", "")),
-        credits=_signed(kind, entry.get("credits")),
+        credits=credits_,
         reason=str(entry.get("reason") or ""),
         about=[str(entry[name]) for name in ("project", "user") if entry.get(name)],
-        more=[(name.replace("_", " "), _text(value)) for name, value in entry.items() if _is_told(name, value)],
-        tone="bad" if refused or kind in _TAKES else "good" if kind in _GIVES else "",
+        more=[
+            (_LABELS.get(name, name.replace("_", " ")), _text(value))
+            for name, value in entry.items()
+            if _is_told(name, value)
+        ],
+        tone="bad" if refused or takes else "good" if kind in _MOVES else "",
     )
 
 

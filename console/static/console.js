@@ -51,3 +51,9 @@ addEventListener("pageshow", () => {
 for (const select of document.querySelectorAll("select[data-submit]")) {
   select.addEventListener("change", () => select.form.requestSubmit());
 }
+
+// Where the navigation scrolls sideways, the page one is on is in view.
+for (const link of document.querySelectorAll("nav [aria-current=page]")) {
+  const nav = link.closest("nav");
+  nav.scrollLeft = link.offsetLeft - (nav.clientWidth - link.offsetWidth) / 2;
+}

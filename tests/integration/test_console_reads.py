@@ -1,4 +1,4 @@
-"""What the console reads beside the API: running work with its cost, what grants have left, the journal backwards."""
+"""What the console reads beside the API: running work with its cost, and the journal backwards."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from ledger.errors import UnknownOrg
-from ledger.grants_left import grants_left
 from ledger.journal import JournalFilter, journal_page
 from ledger.model import RateTable
 from ledger.money import HOUR_US, format_micro
@@ -65,28 +63,6 @@ async def test_pages_of_running_work_have_each_workload_once(lab: UsageLab) -> N
     found = [one.id for start in (0, 10, 20, 30) for one in (await running_page(lab.ledger, "acme", start, 10)).items]
     assert found == [f"j{n:02d}" for n in range(30)]
     assert (await running_page(lab.ledger, "acme", 10, 10)).count == 30
-
-
-async def test_grants_tell_what_is_left_of_them_in_the_order_they_pay(lab: UsageLab) -> None:
-    grant = lab.ledger.accounts.grant
-    await grant("acme", 5_000_000, key="soon", who="test", effective_us=T0, expires_us=T0 + 3 * HOUR_US)
-    await grant("acme", 7_000_000, key="over", who="test", effective_us=T0, expires_us=T0 + HOUR_US * 3 // 2)
-    await grant("acme", 9_000_000, key="later", who="test", effective_us=T0 + 9 * HOUR_US)
-    await lab.take(T0 + HOUR_US, [job("j", T0, T0 + HOUR_US, preset="cpu-small")])
-    await lab.take(T0 + 2 * HOUR_US, [])
-    found = {one.record.key: (one.state, format_micro(one.left_micro)) for one in await grants_left(lab.ledger, "acme")}
-    assert found == {
-        "g": ("active", "1000"),
-        "soon": ("active", "5"),
-        "over": ("expired", "6"),
-        "later": ("later", "9"),
-    }
-    await lab.take(T0 + 3 * HOUR_US, [job("k", T0 + 2 * HOUR_US, T0 + 3 * HOUR_US)])
-    left = {one.record.key: (one.state, one.left_micro) for one in await grants_left(lab.ledger, "acme")}
-    assert left["soon"] == ("spent", 0)
-    assert left["g"] == ("active", 964_500_000)
-    with pytest.raises(UnknownOrg):
-        await grants_left(lab.ledger, "nobody")
 
 
 async def test_the_journal_backwards_is_the_journal_turned_around(lab: UsageLab) -> None:

@@ -128,6 +128,11 @@ def test_entries_of_the_journal_in_words() -> None:
     assert grant.more == [("source", "gift"), ("key", "k")]
     taken = in_words({"type": "withdrawal", "at": "2026-11-19T14:25:00Z", "who": "payments", "credits": "2.5"})
     assert (taken.credits, taken.tone) == ("-2.5", "bad")
+    there = {"type": "transfer", "at": "2026-11-19T14:25:00Z", "who": "a", "from_org": "acme", "to_org": "globex"}
+    sent, got = in_words({**there, "credits": "-3", "from": "10.0.0.1"}), in_words({**there, "credits": "3"})
+    assert (sent.title, sent.credits, sent.tone) == ("Transfer to globex", "-3", "bad")
+    assert ("address", "10.0.0.1") in sent.more
+    assert (got.title, got.credits, got.tone) == ("Transfer from acme", "3", "good")
     new = in_words({"type": "moon_phase", "at": "2026-11-19T14:25:00Z", "who": "x", "project": "p", "user": "u"})
     assert (new.title, new.about, new.credits) == ("Moon phase", ["p", "u"], None)
 
