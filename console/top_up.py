@@ -82,7 +82,7 @@ class TopUpRunner:
         if not self._till.settings.sells(seen.terms.micro):
             if org not in self._not_sold:  # said once; the settings were changed since the terms were set
                 self._not_sold.add(org)
-                log.warning("org %s: auto top-up of %s credits is not sold (any more)", org, format_micro(seen.terms.micro))
+                log.warning("org %s: its auto top-up buys %s credits: not sold", org, format_micro(seen.terms.micro))
             return "not_sold"
         terms = self._till.settings
         order = await self._till.top_ups.claim(seen, terms.price_of(seen.terms.micro), terms.currency)

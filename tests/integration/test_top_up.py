@@ -334,6 +334,23 @@ async def test_who_may_set_it(topped: Topped) -> None:
     assert (await shop.call("PUT", PATH, b"{"))[0] == 400
 
 
+async def test_what_is_not_sold_any_more_is_said_once_and_not_bought(
+    topped: Topped, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop, _ = topped
+    shop.till.settings = replace(shop.till.settings, minimum_micro=200 * CREDIT)
+    one = runner(shop)
+    assert [await one.once() for _ in range(3)] == [{"not_sold": 1}] * 3
+    assert caplog.text.count("not sold") == 1
+    assert charges(shop) == []
+
+
+async def test_an_unlimited_org_is_never_topped_up(topped: Topped) -> None:
+    shop, _ = topped
+    await shop.ledger.accounts.upsert("acme", who="t", unlimited=True)
+    assert await runner(shop).once() == {"enough": 1}
+
+
 class Killed(BaseException):
     """As kill -9: nothing after it is done."""
 
