@@ -14,7 +14,7 @@ from config.fields import Refused, choice, list_of, section, setting
 from config.values import Secret
 
 ROLES: Final = ("admin", "owner", "viewer")
-"""Who may sign in; a scheduler has nothing to look at."""
+"""Who may sign in, the strongest first; a scheduler has nothing to look at."""
 _STAR = re.compile(r"\{([0-9]+)\}")
 _LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 

@@ -13,13 +13,15 @@ from ledger.errors import InvalidRequest
 from ledger.journal import JournalFilter, audit_page
 
 _AT_ONCE: Final = 50
+_CHANGES: Final = frozenset({"token_created", "token_revoked", "token_kept", "rates"})
+_SIGN_INS: Final = frozenset(
+    {"signed_in", "signed_out", "signed_out_everywhere", "everybody_signed_out", "role_chosen"}
+)
 _KINDS: Final = {
     "all": ("Everything", frozenset()),
-    "changes": ("Changes", frozenset({"token_created", "token_revoked", "token_kept", "rates"})),
-    "sign-ins": (
-        "Signing in and out", frozenset({"signed_in", "signed_out", "signed_out_everywhere", "role_chosen"}),
-    ),
-}  # fmt: skip
+    "changes": ("Changes", _CHANGES),
+    "sign-ins": ("Signing in and out", _SIGN_INS),
+}
 
 
 class AuditPage:

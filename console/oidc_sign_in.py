@@ -17,10 +17,11 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from config.console import ROLES
 from console.calls import Call
 from console.oidc import Provider, ProviderError, said_by
 from console.places import safe_next
-from console.sign_in import EVERYBODY, Door
+from console.sign_in import Door
 from ledger.names import is_name
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def best_roles(given: Iterable[tuple[str, str | None]]) -> tuple[tuple[str, str 
     for role, org in given:
         if org is not None and not is_name(org):
             continue
-        if org not in best or EVERYBODY.index(role) < EVERYBODY.index(best[org]):
+        if org not in best or ROLES.index(role) < ROLES.index(best[org]):
             best[org] = role
     return tuple((role, org) for org, role in best.items())[:_CHOICES_MAX]
 

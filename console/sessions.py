@@ -137,13 +137,11 @@ class Sessions:
         """Goes on in another role of the same person, until the same time, under a new secret."""
         await self.begin(request, response, msgspec.structs.replace(session, chosen=chosen))
 
-    async def end(self, request: web.Request, response: web.StreamResponse, *, everywhere: bool = False) -> None:
-        """Signs out, here or in every browser."""
+    async def end(self, request: web.Request, response: web.StreamResponse, *, of: str | None = None) -> None:
+        """Signs out; with `of`, every session of a person (or `EVERYBODY`), in all browsers."""
+        if of is not None:
+            await self.store.end_all(of)
         secret = self._secret(request)
-        if everywhere:
-            session = await self.store.find(secret)
-            if session is not None:
-                await self.store.end_all(session.person)
         if secret:
             await self.store.end(secret)
         response.del_cookie(

@@ -10,16 +10,16 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from config.console import ROLES
 from console.calls import Call
 from console.pages import Pages, org_url
 from console.places import HOME, SIGN_IN, safe_next
 from console.sessions import Sessions
 from ledger.audit import Audit
-from ledger.sessions import Session
+from ledger.sessions import EVERYBODY, Session
 from ledger.tokens import Tokens
 
 log = logging.getLogger(__name__)
-EVERYBODY: Final = ("admin", "owner", "viewer")
 _TOKEN_MAX: Final = 128
 _UNSAFE: Final = (
     "This page was reached over http from another machine, so a token would be readable on the way. Reach it by https: "
@@ -87,14 +87,14 @@ class SignIn:
     def calls(self) -> list[Call]:
         """All calls; those without roles look at the session themselves."""
         return [
-            Call("GET", "/console", self.home, EVERYBODY, "session"),
-            Call("GET", "/console/", self.home, EVERYBODY, "session"),
+            Call("GET", "/console", self.home, ROLES, "session"),
+            Call("GET", "/console/", self.home, ROLES, "session"),
             Call("GET", SIGN_IN, self.show, None, "session"),
             Call("POST", SIGN_IN, self.by_token, None, "session"),
             Call("POST", "/console/sign-out", self.sign_out, None, "session"),
             Call("GET", "/console/choose", self.choices, None, "session"),
             Call("POST", "/console/choose", self.choose, None, "session"),
-            Call("GET", "/console/session", self.session, EVERYBODY, "session"),
+            Call("GET", "/console/session", self.session, ROLES, "session"),
         ]
 
     async def home(self, request: web.Request) -> web.Response:
@@ -122,7 +122,7 @@ class SignIn:
         token = await self._door.tokens.authenticate(given[: _TOKEN_MAX + 1])
         if token is None:
             return self._refuse(request, after)
-        if token.role not in EVERYBODY:
+        if token.role not in ROLES:
             return self._door.page(request, after, _SCHEDULER, 403)
         await self._door.note("signed_in", token.who, request)
         return await self._door.enter(request, self._sessions.store.of_token(token), after)
@@ -139,16 +139,22 @@ class SignIn:
         return self._door.page(request, after, _NONE, 403)
 
     async def sign_out(self, request: web.Request) -> web.Response:
-        """Ends this session, or with `everywhere` all of the person's."""
+        """Ends this session; with `whose`, all of the person's (`mine`), or of all (`everybody`, for admins)."""
         session = await self._sessions.current(request)
         if session is None:  # it ended by itself: what was wanted
             return self._pages.redirect(request, SIGN_IN)
         form = await self._sessions.check_csrf(request)
-        everywhere = form.get("everywhere") == "1"
-        said = "You are signed out everywhere." if everywhere else "You are signed out."
+        kind, said, of = {
+            "mine": ("signed_out_everywhere", "You are signed out everywhere.", session.person),
+            "everybody": ("everybody_signed_out", "Everybody is signed out.", EVERYBODY),
+        }.get(form.get("whose", ""), ("signed_out", "You are signed out.", None))
+        if of == EVERYBODY:
+            caller = await self._sessions.store.caller(session)
+            if caller is None or caller.role != "admin":
+                raise web.HTTPForbidden(text="Only an administrator may sign everybody out. Nothing was done.")
+        await self._door.note(kind, _who(session), request)
         response = self._pages.redirect(request, SIGN_IN, said)
-        await self._sessions.end(request, response, everywhere=everywhere)
-        await self._door.note("signed_out_everywhere" if everywhere else "signed_out", _who(session), request)
+        await self._sessions.end(request, response, of=of)
         return response
 
     async def choices(self, request: web.Request) -> web.Response:

@@ -76,7 +76,7 @@ def session(digest: str) -> str:
 
 
 def sessions_of(person: str) -> str:
-    """What sessions of a person have to carry: another one has ended all that were. Expires."""
+    """What sessions of a person ("": of everybody) have to carry: another one has ended all that were. Expires."""
     return f"credits:sessions:{quote(person, safe='')}"
 
 

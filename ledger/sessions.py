@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +22,8 @@ from ledger.lua import text
 from ledger.tokens import Token
 
 SECRET_MAX: Final = 64
+EVERYBODY: Final = ""
+"""Stands for all persons."""
 
 
 class Person(Token, frozen=True):
@@ -81,9 +84,9 @@ class SessionStore:
         generation = session.generation
         if generation is None:
             # Read before the session is there, so that signing out everywhere meanwhile ends this one as well.
-            generation = text(await again(lambda: self._client.get(keys.sessions_of(session.person))))
-        if generation:
-            await again(lambda: self._client.pexpire(keys.sessions_of(session.person), self._us // 1000 + 1000))
+            generation = await self._generation(session.person)
+        for person in (session.person, EVERYBODY):  # as long as there are sessions that carry it
+            await again(partial(self._client.pexpire, keys.sessions_of(person), self._us // 1000 + 1000))
         secret = secrets.token_urlsafe(32)
         data = msgspec.json.encode(msgspec.structs.replace(session, generation=generation))
         await again(lambda: self._client.set(_key(secret), data, px=self._idle_ms))
@@ -100,8 +103,7 @@ class SessionStore:
         if data is None:
             return None
         session = msgspec.json.decode(data, type=Session)
-        generation = text(await again(lambda: self._client.get(keys.sessions_of(session.person))))
-        if session.expires_us <= self._clock() or generation != session.generation:
+        if session.expires_us <= self._clock() or await self._generation(session.person) != session.generation:
             await self.end(secret)
             return None
         return session
@@ -127,11 +129,17 @@ class SessionStore:
         await again(lambda: self._client.delete(_key(secret)))
 
     async def end_all(self, person: str) -> None:
-        """Ends every session of a person, wherever it was begun."""
+        """Ends every session of a person (`EVERYBODY`: of all), wherever it was begun."""
         # Kept for as long as a session lasts: what was begun before is over by then.
         name, kept_ms = keys.sessions_of(person), self._us // 1000 + 1000
         generation = secrets.token_urlsafe(12)
         await again(lambda: self._client.set(name, generation, px=kept_ms))
+
+    async def _generation(self, person: str) -> str:
+        """What sessions of a person have to carry: it changes when they are ended, and when everybody's are."""
+        names = (keys.sessions_of(person), keys.sessions_of(EVERYBODY))
+        own, all_ = [text(await again(partial(self._client.get, name))) for name in names]
+        return f"{own}.{all_}"
 
 
 def _key(secret: str) -> str:

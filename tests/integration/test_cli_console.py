@@ -105,7 +105,7 @@ async def test_a_session_is_shared_by_run_and_an_enforcer_beside_it_over_https(l
         assert (await beside.get("/console/tokens")).status == 200
         # Only the address of the settings is one that forms come from.
         assert (await beside.post("/console/sign-out", {}, Origin="https://evil.example")).status == 403
-        await beside.send("/console/sign-out", {"everywhere": "1"}, "/console/session")
+        await beside.send("/console/sign-out", {"whose": "mine"}, "/console/session")
         browser.cookies = {"__Host-credits": signed_in.cookies[0].partition(";")[0].partition("=")[2]}
         assert (await browser.get("/console/tokens")).status == 303
         assert (await ann.get("/console/orgs/acme")).status == 200

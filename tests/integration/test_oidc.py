@@ -152,7 +152,7 @@ async def test_who_has_no_role_is_told_so_and_is_not_signed_in(lab: Lab) -> None
 
 async def test_signing_out_everywhere_ends_all_sessions_of_the_person(lab: Lab) -> None:
     (one, _), (two, _), (other, _) = [await lab.sign_in(name) for name in ("ann", "ann", "root")]
-    await one.send("/console/sign-out", {"everywhere": "1"}, "/console/session")
+    await one.send("/console/sign-out", {"whose": "mine"}, "/console/session")
     assert (await two.get("/console/session")).status == 303
     assert (await other.get("/console/session")).status == 200
 

@@ -11,7 +11,7 @@ import pytest
 
 from ledger import keys
 from ledger.connect import Client, connect
-from ledger.sessions import Person, SessionStore
+from ledger.sessions import EVERYBODY, Person, SessionStore
 from ledger.tokens import Tokens
 from tests.servers import ServerProcess
 
@@ -132,6 +132,21 @@ async def test_signing_out_everywhere_ends_all_of_a_person_and_nobody_elses(clie
     assert await sessions.find(await sessions.begin(went_on)) is None
     assert await sessions.find(bobs) is not None
     assert await sessions.find(await sessions.begin(sessions.of_token(ann))) is not None
+
+
+async def test_everybody_is_signed_out_at_once(client: Any) -> None:
+    sessions, tokens = store(client, Hands()), Tokens(client, Hands())
+    ann, _ = await tokens.create("owner", "acme")
+    secrets = [
+        await sessions.begin(sessions.of_token(ann)),
+        await sessions.begin(sessions.of_person("https://id", "u1", "bob", (("admin", None),))),
+    ]
+    await sessions.end_all(EVERYBODY)
+    assert [await sessions.find(secret) for secret in secrets] == [None, None]
+    after = await sessions.begin(sessions.of_token(ann))
+    assert await sessions.find(after) is not None
+    # What says so is there for as long as a session may be that has to carry it.
+    assert await client.pttl(keys.sessions_of(EVERYBODY)) > 7_190_000
 
 
 async def test_a_person_of_several_orgs_acts_for_none_before_choosing(client: Client) -> None:

@@ -155,9 +155,22 @@ async def test_signing_out_ends_the_session_on_the_server_too(site: Site) -> Non
 
 async def test_signing_out_everywhere_ends_the_sessions_of_that_token_in_all_browsers(site: Site) -> None:
     one, two, other = await signed_in(site, "owner"), await signed_in(site, "owner"), await signed_in(site, "viewer")
-    await one.send("/console/sign-out", {"everywhere": "1"}, "/console/session")
+    await one.send("/console/sign-out", {"whose": "mine"}, "/console/session")
     assert (await two.get("/console/session")).status == 303
     assert (await other.get("/console/session")).status == 200
+
+
+async def test_an_administrator_signs_everybody_out_and_nobody_else_does(site: Site) -> None:
+    admin, owner, viewer = [await signed_in(site, role) for role in ("admin", "owner", "viewer")]
+    refused = await owner.send("/console/sign-out", {"whose": "everybody"}, "/console/session")
+    assert refused.status == 403
+    assert "Only an administrator" in refused.text
+    assert (await viewer.get("/console/session")).status == 200
+    assert "Sign everybody out" not in (await owner.get("/console/session")).text
+    await admin.send("/console/sign-out", {"whose": "everybody"}, "/console/session")
+    for browser in (admin, owner, viewer):
+        assert (await browser.get("/console/session")).status == 303
+    await signed_in(site, "owner")
 
 
 async def test_a_revoked_token_is_signed_out_with_the_next_click(site: Site) -> None:
