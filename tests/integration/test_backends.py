@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from ledger import keys, lua
 from ledger.admission import AdmissionRequest, Terms
 from ledger.connect import connect
 from ledger.errors import IdempotencyConflict, LedgerUnavailable
+from ledger.exhaustion import ORG_TIER, Act, TierState
 from ledger.model import Code, Observation, RatePlan, RateTable, Snapshot
 from ledger.org_state import Row
 from ledger.plan import Plan, pack
@@ -190,6 +192,28 @@ async def test_a_hold_ends_with_its_job_or_by_release_or_by_its_time(ledger: Led
     await poll(ledger, now, T0 + 15 * MINUTE, job(1, T0, T0 + 15 * MINUTE))
     assert await funds(ledger) == (3, 0, 1, 0, 0)
     assert not await ledger.client.hgetall(keys.of_org("acme").held)
+
+
+async def test_a_stage_its_entry_and_its_event_are_one_step_and_one_acts_at_a_time(ledger: Ledger, now: Now) -> None:
+    store, grace = ledger.exhaustion, TierState(3, T0, T0 + 10)
+    assert await store.lead("one", 60)
+    assert not await store.lead("other", 60)
+    assert await store.lead("one", 0) is False  # given up
+    assert await store.lead("other", 60)
+    entry = {"type": "stage", "event": "e1", "stage": "grace", "org": "acme", "at": "2026-11-22T10:00:00Z"}
+    event = msgspec.json.encode(entry)
+    for _ in range(2):  # its answer was lost
+        assert await store.write("acme", ORG_TIER, TierState(), grace, entry, event)
+    await store.note("acme", ORG_TIER, "slurm", "7", Act("signal", T0))
+    state = await store.read("acme")
+    assert (state.stages, state.outbox) == ({ORG_TIER: grace}, [event])
+    assert state.acted == {(ORG_TIER, "slurm", "7"): Act("signal", T0)}
+    for _ in range(2):  # as if it was killed in between
+        await ledger.notices.note(entry)
+    await store.passed_on("acme", event)
+    assert (await store.read("acme")).outbox == []
+    assert [body for _, body in await ledger.notices.events("0-0", 10)] == [event]
+    assert not await store.write("acme", ORG_TIER, TierState(), None, None)
 
 
 async def test_a_budget_set_before_the_last_charge_of_the_period_before_it(ledger: Ledger, now: Now) -> None:
