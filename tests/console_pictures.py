@@ -19,12 +19,10 @@ PICTURES: Final = {
     "overview-phone": ("owner", ORG, "light", (390, 1250)),
     "running": ("admin", f"{ORG}#running", "light", (1280, 1000)),
     "usage": ("owner", f"{ORG}/usage?period=30d&group_by=project&group_by=user", "light", (1280, 1250)),
-    "budgets": ("owner", f"{ORG}/budgets", "light", (1280, 1220)),
     "budgets-phone": ("owner", f"{ORG}/budgets", "dark", (390, 1250)),
     "grants": ("owner", f"{ORG}/grants", "dark", (1280, 700)),
     "journal": ("owner", f"{ORG}/journal", "light", (1280, 1250)),
     "buy": ("owner", f"{ORG}/buy?credits=750", "light", (1280, 1300)),
-    "sign-in": ("", "/console/sign-in", "light", (1280, 600)),
 }
 """Name -> whose eyes, address, colours, size."""
 
@@ -34,8 +32,7 @@ async def draw(lab: ConsoleLab, directory: Path, names: list[str], *, full: bool
     async with chromium() as browser:
         for name in names:
             role, address, scheme, size = PICTURES[name]
-            token = lab.tokens[role] if role else ""
-            async with visitor(browser, lab.url, token, scheme=scheme, size=size) as page:
+            async with visitor(browser, lab.url, lab.tokens[role], scheme=scheme, size=size) as page:
                 answer = await page.goto(address)
                 assert answer is not None
                 assert answer.status == 200, (name, answer.status)
