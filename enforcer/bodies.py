@@ -32,9 +32,10 @@ async def read_json(request: web.Request, kind: type[T], body_max: int = BODY_MA
 
 async def read_bytes(request: web.Request, body_max: int = BODY_MAX) -> bytes:
     """The whole body. Raises: Problem 413, without reading on."""
-    if request.content_length is not None and request.content_length > body_max:
+    length = request.content_length
+    if length is not None and length > body_max:
         raise too_large(body_max)
-    if request.content_length is not None:
+    if length is not None:
         return await request.read()
     data = bytearray()  # of no announced length: chunked
     async for chunk in request.content.iter_any():

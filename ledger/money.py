@@ -7,6 +7,7 @@ integer numerator over `COST_DENOMINATOR`, and becomes micro-credits only in a f
 from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation, localcontext
+from functools import lru_cache
 from typing import Final
 
 MICRO: Final = 1_000_000
@@ -72,6 +73,7 @@ def format_decimal(value: int, digits: int) -> str:
     return f"{sign}{whole}.{str(part).zfill(digits).rstrip('0')}" if part else f"{sign}{whole}"
 
 
+@lru_cache(maxsize=4096)  # an answer says the same amount several times, and many answers the same
 def format_micro(micro: int) -> str:
     """Micro-credits as a decimal string of credits: 1234567 -> '1.234567', 500000 -> '0.5'."""
     return format_decimal(micro, 6)
