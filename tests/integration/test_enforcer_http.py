@@ -468,6 +468,10 @@ async def test_a_ledger_that_hangs_costs_no_more_than_the_time_set(client: Clien
         answers = await asyncio.gather(*calls)
         assert loop.time() - start < 1.0
         assert {body["code"] for _, body in answers} == {"ledger_unavailable"}
+        status, problem = await api.call("POST", "/v1/quote", JOB, "scheduler")
+        assert (status, problem["code"]) == (503, "ledger_unavailable")
+        assert problem["detail"].startswith("Credits cannot be checked right now")
+        assert loop.time() - start < 1.0
         desk = api.http.server.app[DESK]  # type: ignore[attr-defined]
         await until(lambda: not desk.aftermath.is_away and not desk.aftermath._releases)
         # The holds that were made after all are given back.
