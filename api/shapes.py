@@ -259,7 +259,7 @@ class StatementCharge(Struct, forbid_unknown_fields=True):
 
 
 class Statement(Struct, forbid_unknown_fields=True):
-    """A month of an org: opening + granted + corrections - expired - charged = closing."""
+    """A month of an org: opening + granted + corrections + transferred - expired - charged = closing."""
 
     org: Name
     month: str
@@ -269,6 +269,7 @@ class Statement(Struct, forbid_unknown_fields=True):
     opening: Credits
     granted: Credits
     corrections: Credits
+    transferred: Credits
     expired: Credits
     charged: Credits
     closing: Credits

@@ -51,7 +51,7 @@ def statement(org: str, month: str | None, timezone: str, html: Path | None, as_
     click.echo(f"{org}, {found.month} ({timezone}): from {shape['from']} to {shape['to']}")
     summary = [
         {"balance": name, "credits": shape[name.split()[0]]}
-        for name in ("opening balance", "granted", "corrections", "expired", "charged")
+        for name in ("opening balance", "granted", "corrections", "transferred", "expired", "charged")
     ]
     print_table(
         ("balance", "credits"), summary, ("credits",), {"balance": "closing balance", "credits": shape["closing"]}

@@ -25,6 +25,7 @@ from ledger.lua import text
 from ledger.money import HOUR_US, format_hours, format_micro, parse_credits
 from ledger.steps import check_zone, step_bounds
 from ledger.store import Ledger
+from ledger.transfers import SOURCE
 from ledger.usage import UsageQuery, UsageReport, usage
 from ledger.usage_reader import read_horizon
 
@@ -34,8 +35,8 @@ _GROUPS: Final = ("project", "kind", "resource", "app")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Credits that came or went at an instant; `what`: grant, correction or expired. What a refund of a payment took
-    back is a correction below 0, and so is what was transferred to another org."""
+    """Credits that came or went at an instant; `what`: grant, correction, transfer or expired. What a refund of a
+    payment took back is a correction below 0, what went to another org is a transfer below 0."""
 
     what: str
     at_us: int
@@ -58,7 +59,7 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """closing = opening + granted + corrections - expired - charged, always.
+    """closing = opening + granted + corrections + transferred - expired - charged, always.
 
     `charged_until_us`: instant of the last snapshot that was charged, None before the first.
     """
@@ -93,6 +94,7 @@ class Statement:
             "opening": format_micro(self.opening_micro),
             "granted": format_micro(self.sum_of("grant")),
             "corrections": format_micro(self.sum_of("correction")),
+            "transferred": format_micro(self.sum_of("transfer")),
             "expired": format_micro(self.sum_of("expired")),
             "charged": format_micro(self.charged_micro),
             "closing": format_micro(self.closing_micro),
@@ -188,6 +190,7 @@ async def statement(ledger: Ledger, org: str, month: str, timezone: str = "UTC")
         found.opening_micro
         + found.sum_of("grant")
         + found.sum_of("correction")
+        + found.sum_of("transfer")
         - found.sum_of("expired")
         - found.charged_micro
     )
@@ -222,7 +225,7 @@ async def entries_of(ledger: Ledger, org: str) -> list[Entry]:
     entries = []
     for record in await ledger.accounts.grants(org):
         micro = parse_credits(record.credits)
-        what = "correction" if is_correction(record) else "grant"
+        what = "transfer" if record.source == SOURCE else "correction" if is_correction(record) else "grant"
         entries.append(Entry(what, parse_time(record.effective_at), micro, record.source, record.reason))
         if record.expires_at is not None and record.key in purse:
             # What is left after the end is never spent any more, but by late charges of the time before it.
@@ -233,7 +236,8 @@ async def entries_of(ledger: Ledger, org: str) -> list[Entry]:
         micro = parse_credits(entry["credits"])
         signed = -micro if entry["type"] == "withdrawal" else micro
         source = entry.get("source", "purchase")
-        entries.append(Entry("correction", parse_time(entry["at"]), signed, source, entry["reason"]))
+        what = "transfer" if entry["type"] == "transfer" else "correction"
+        entries.append(Entry(what, parse_time(entry["at"]), signed, source, entry["reason"]))
     now = ledger.clock()
     return sorted((e for e in entries if e.at_us <= now), key=lambda entry: (entry.at_us, entry.what))
 

@@ -35,6 +35,7 @@ def statement_html(found: Statement) -> str:
         ("Opening balance", found.opening_micro),
         ("Grants", found.sum_of("grant")),
         ("Corrections", found.sum_of("correction")),
+        ("Transfers", found.sum_of("transfer")),
         ("Expired", -found.sum_of("expired")),
         ("Charges", -found.charged_micro),
     ]
@@ -57,7 +58,7 @@ def statement_html(found: Statement) -> str:
         "<h2>Balance</h2><table><tbody>",
         *(f"<tr><th>{name}</th><td>{_credits(micro)}</td></tr>" for name, micro in summary),
         f'<tr class="sum"><th>Closing balance</th><td>{_credits(found.closing_micro)}</td></tr></tbody></table>',
-        *_table("Grants, corrections, expiries", ("When", "What", "Source", "Reason", "Credits"), moved, ()),
+        *_table("Grants, corrections, transfers, expiries", ("When", "What", "Source", "Reason", "Credits"), moved, ()),
         *_table("Charges", ("Project", "Kind", "Preset", "Hours", "Credits"), charges, (3,), found.charged_micro),
         "</body></html>",
     ]

@@ -69,10 +69,9 @@ async def test_statements_add_up_and_end_with_the_balance(data: st.DataObject, v
         found = [await statement(lab.ledger, "acme", month, zone) for month in MONTHS]
         for one in found:
             shape = {name: Decimal(value) for name, value in one.shape().items() if name in (
-                "opening", "granted", "corrections", "expired", "charged", "closing")}  # fmt: skip
-            assert shape["closing"] == (
-                shape["opening"] + shape["granted"] + shape["corrections"] - shape["expired"] - shape["charged"]
-            )
+                "opening", "granted", "corrections", "transferred", "expired", "charged", "closing")}  # fmt: skip
+            came = shape["granted"] + shape["corrections"] + shape["transferred"]
+            assert shape["closing"] == shape["opening"] + came - shape["expired"] - shape["charged"]
             *lines, last = csv.DictReader(io.StringIO("".join(one.csv())))
             assert sum(Decimal(line["credits"]) for line in lines) == Decimal(last["credits"]) == shape["closing"]
         assert all(a.closing_micro == b.opening_micro and a.to_us == b.from_us for a, b in pairwise(found))
@@ -104,6 +103,7 @@ async def test_a_statement_says_where_the_credits_went(valkey_url: str) -> None:
             "opening": "0",
             "granted": "600",
             "corrections": "0",
+            "transferred": "0",
             "expired": "15.5",
             "charged": "84.5",
             "closing": "500",

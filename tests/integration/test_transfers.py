@@ -22,7 +22,8 @@ from ledger.admission import AdmissionRequest, Terms
 from ledger.connect import Client, connect
 from ledger.errors import IdempotencyConflict, Insufficient, InvalidRequest, UnknownOrg
 from ledger.model import Kind, Observation, RatePlan, RateTable, Snapshot
-from ledger.money import MICRO_MAX
+from ledger.money import MICRO_MAX, format_micro
+from ledger.statement import statement
 from ledger.store import Ledger, open_ledger
 from ledger.transfers import TransferReceipt
 from ledger.verify import verify
@@ -89,6 +90,10 @@ async def test_credits_keep_their_expiry_and_the_soonest_go_first(any_client: Cl
         assert (entry["who"], entry["from"], entry["reason"], entry["key"]) == ("test", "192.0.2.7", "lent", "t1")
     by_source = (await ledger.accounts.balance("globex")).granted_by_source
     assert by_source == {"provision": CREDIT, "transfer": 5 * CREDIT}
+    for org, moved, expired in (("acme", "-5", "1"), ("globex", "5", "5")):
+        shape = (await statement(ledger, org, "2026-11")).shape()
+        assert (shape["transferred"], shape["expired"], shape["corrections"]) == (moved, expired, "0")
+        assert shape["closing"] == format_micro((await left(ledger, org))[0])
     await agrees(ledger)
 
 
