@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from ledger import keys
 from ledger.connect import Client, connect
 from ledger.sessions import EVERYBODY, Person, SessionStore
 from ledger.tokens import Tokens
-from tests.servers import ServerProcess
+from tests.servers import ServerProcess, cluster_options, form_cluster, free_port
 
 T0 = 1_795_000_000_000_000
 HOUR_US = 3_600_000_000
@@ -187,3 +188,21 @@ async def test_sessions_on_an_old_redis(redis_url: str) -> None:
         sessions = store(client, Hands())
         record, _ = await Tokens(client, Hands()).create("admin")
         assert await sessions.find(await sessions.begin(sessions.of_token(record))) is not None
+
+
+@pytest.mark.slow
+async def test_sessions_on_a_cluster(tmp_path: Path) -> None:
+    nodes = [ServerProcess(tmp_path / f"{n}", port=free_port(), options=cluster_options()).start() for n in range(3)]
+    try:
+        await form_cluster(nodes)
+        async with connect(f"redis+cluster://127.0.0.1:{nodes[0].port}", None) as client:
+            sessions = store(client, Hands())
+            record, _ = await Tokens(client, Hands()).create("admin")
+            secrets = [await sessions.begin(sessions.of_token(record)) for _ in range(8)]
+            found = [await sessions.find(secret) for secret in secrets]
+            assert [await sessions.caller(session) for session in found if session is not None] == [record] * 8
+            await sessions.end_all(EVERYBODY)
+            assert [await sessions.find(secret) for secret in secrets] == [None] * 8
+    finally:
+        for node in nodes:
+            node.kill9()
