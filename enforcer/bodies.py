@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -71,6 +72,7 @@ def _explain(message: str, kind: type[msgspec.Struct]) -> str:
     return f"{where[1]}: {_WHERE.sub('', message)}" if where is not None and where[1] else message
 
 
+@lru_cache(maxsize=4096)  # the same few names come again and again
 def name(field: str, value: str | None) -> str:
     """A name, "" where there is none. Raises: Problem 422."""
     if value is None or value == "":
@@ -78,6 +80,7 @@ def name(field: str, value: str | None) -> str:
     return required_name(field, value)
 
 
+@lru_cache(maxsize=4096)
 def required_name(field: str, value: str | None) -> str:
     """A name. Raises: Problem 422."""
     if value is None or not is_name(value):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from ledger.errors import InvalidRequest
 
 NAME_MAX = 253
@@ -11,11 +9,8 @@ NAME_MAX = 253
 
 def is_name(text: object) -> bool:
     """1 to 253 characters, none of them a control character or a lone surrogate."""
-    return isinstance(text, str) and 0 < len(text) <= NAME_MAX and _is_clean(text)
-
-
-@lru_cache(maxsize=4096)  # the same few come again and again
-def _is_clean(text: str) -> bool:
+    if not isinstance(text, str) or not 0 < len(text) <= NAME_MAX:
+        return False
     return text.isprintable() or not any(ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) <= 0xDFFF for c in text)
 
 
