@@ -60,11 +60,12 @@ def payment_routes(till: Till | None) -> MoreRoutes:
     from console.payments_api import PaymentsApi
     from console.top_up_api import TopUpApi
     from enforcer.access import token_of
+    from enforcer.addresses import address_of
 
     def who(request: web.Request) -> str:
         return token_of(request).who
 
     def routes(ledger: Ledger) -> list[Route]:
-        return [*PaymentsApi(till, who).calls(), *TopUpApi(till, ledger.accounts, who).calls()]
+        return [*PaymentsApi(till, who).calls(), *TopUpApi(till, ledger.accounts, who, address_of).calls()]
 
     return routes

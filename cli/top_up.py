@@ -99,7 +99,7 @@ def off(org: str, forget_card: bool, as_json: bool) -> None:
                 provider = StripeProvider(payments)
                 try:
                     till = Till(payments, Purchases(ledger.client, ledger.scripts), provider, top_ups)
-                    await end_top_up(till, org, who())
+                    await end_top_up(till, org, who(), None)
                 finally:
                     await provider.close()
             elif found.terms is not None and found.terms.enabled:

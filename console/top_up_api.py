@@ -54,16 +54,18 @@ def check_terms(payments: Payments, body: AutoTopUpBody, who: str) -> Terms:
     )  # fmt: skip
 
 
-async def set_terms(till: Till, accounts: Accounts, org: str, body: AutoTopUpBody, who: str) -> TopUp:
+async def set_terms(
+    till: Till, accounts: Accounts, org: str, body: AutoTopUpBody, who: str, address: str | None
+) -> TopUp:
     """Set an org's terms; where it was paused, it goes on. Raises: UnknownOrg, InvalidRequest, LedgerUnavailable."""
     terms = check_terms(till.settings, body, who)
     await accounts.balance(org)  # says it where there is no such org
-    return await till.top_ups.put(org, terms)
+    return await till.top_ups.put(org, terms, address)
 
 
-async def end_top_up(till: Till, org: str, who: str) -> None:
+async def end_top_up(till: Till, org: str, who: str, address: str | None) -> None:
     """End it; its card is forgotten here, and at the provider as far as that can be reached."""
-    card = await till.top_ups.remove(org, who)
+    card = await till.top_ups.remove(org, who, address)
     if card is None:
         return
     try:
@@ -75,11 +77,15 @@ async def end_top_up(till: Till, org: str, who: str) -> None:
 class TopUpApi:
     """Without a till the calls are there and say that nothing is sold."""
 
-    def __init__(self, till: Till | None, accounts: Accounts, who: Callable[[web.Request], str]) -> None:
-        """`who`: what the journal calls the caller of a request."""
+    def __init__(
+        self, till: Till | None, accounts: Accounts, who: Callable[[web.Request], str],
+        address_of: Callable[[web.Request], str | None],
+    ) -> None:  # fmt: skip
+        """`who`: what the journal calls the caller of a request; `address_of`: where that is."""
         self._till = till
         self._accounts = accounts
         self._who = who
+        self._address_of = address_of
 
     def calls(self) -> list[Route]:
         """All calls, with the roles that may make them."""
@@ -109,10 +115,13 @@ class TopUpApi:
     async def put(self, request: web.Request) -> web.Response:
         """Sets the terms; where it was paused, it goes on."""
         body = await read_json(request, AutoTopUpBody)
-        found = await set_terms(self.till, self._accounts, request.match_info["org"], body, self._who(request))
+        org, who, address = request.match_info["org"], self._who(request), self._address_of(request)
+        found = await set_terms(self.till, self._accounts, org, body, who, address)
         return answer(top_up_shape(found, now_us()))
 
     async def delete(self, request: web.Request) -> web.Response:
         """Ends it and forgets the card; an order in flight goes on to its end."""
-        await end_top_up(self.till, request.match_info["org"], self._who(request))
+        org = request.match_info["org"]
+        await self._accounts.balance(org)  # says it where there is no such org
+        await end_top_up(self.till, org, self._who(request), self._address_of(request))
         return web.Response(status=204)

@@ -64,7 +64,7 @@ class TopUpPage:
                 _decimal(values, "threshold"), _decimal(values, "credits"), _decimal(values, "monthly_cap"),
                 float(_decimal(values, "cool_down_minutes")), bool(values["enabled"]),
             )  # fmt: skip
-            await set_terms(self._till, self._desk.ledger.accounts, org, body, self._desk.caller(request).who)
+            await set_terms(self._till, self._desk.ledger.accounts, org, body, **self._desk.signed(request))
         except InvalidRequest as error:
             return await self._page(request, await self._till.top_ups.read(org), values, problem=str(error))
         said = "Auto top-up is on." if body.enabled else "Auto top-up is off; its terms are kept."
@@ -74,7 +74,8 @@ class TopUpPage:
         """Ends it and forgets the card. Raises: web.HTTPForbidden, LedgerUnavailable."""
         await self._desk.pages.sessions.check_csrf(request)
         org = request.match_info["org"]
-        await end_top_up(self._till, org, self._desk.caller(request).who)
+        await self._desk.ledger.accounts.balance(org)  # says it where there is no such org
+        await end_top_up(self._till, org, **self._desk.signed(request))
         said = "Auto top-up is ended, and the card is forgotten."
         return self._desk.pages.redirect(request, org_url(org, "topup"), said)
 

@@ -114,7 +114,7 @@ class TopUps:
             int(found.get(f"month:{month}", 0)),
         )
 
-    async def put(self, org: str, terms: Terms) -> TopUp:
+    async def put(self, org: str, terms: Terms, address: str | None = None) -> TopUp:
         """Set the terms; a pause ends. Raises: InvalidRequest, LedgerUnavailable (retry is safe)."""
         check_name("org", org)
         for name, micro in (("threshold", terms.threshold_micro), ("monthly_cap", terms.cap_micro)):
@@ -128,7 +128,8 @@ class TopUps:
         if not 0 <= terms.cool_down_us <= COOL_DOWN_MAX_US:
             raise InvalidRequest("cool_down_minutes: expected a number from 0 to 44640 (31 days)")
         entry = {
-            "type": "top_up_terms", "at": format_time(self._clock()), "who": terms.who, "enabled": terms.enabled,
+            "type": "top_up_terms", "at": format_time(self._clock()), "who": terms.who, "from": address,
+            "enabled": terms.enabled,
             "threshold": format_micro(terms.threshold_micro), "credits": format_micro(terms.micro),
             "monthly_cap": format_micro(terms.cap_micro), "cool_down_minutes": terms.cool_down_us / _MINUTE_US,
         }  # fmt: skip
@@ -136,10 +137,11 @@ class TopUps:
         await self._set(org, text(msgspec.json.encode(terms)), entry)
         return await self.read(org)
 
-    async def remove(self, org: str, who: str) -> Card | None:
+    async def remove(self, org: str, who: str, address: str | None = None) -> Card | None:
         """End it and forget the card, which is given back; an order in flight goes on to its end."""
         card = (await self.read(org)).card
-        entry = {"type": "top_up_terms", "at": format_time(self._clock()), "who": who, "removed": True}
+        at = format_time(self._clock())
+        entry = {"type": "top_up_terms", "at": at, "who": who, "from": address, "removed": True}
         await self._set(org, "", entry)
         return card
 

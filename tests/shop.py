@@ -21,6 +21,7 @@ from console.reconcile import Reconciler
 from console.stripe_provider import StripeProvider
 from console.top_up_api import TopUpApi
 from enforcer.access import token_of
+from enforcer.addresses import address_of
 from enforcer.app import build_app
 from ledger.clock import Clock
 from ledger.connect import Client
@@ -95,7 +96,7 @@ async def open_shop(client: Client, clock: Clock | None = None, **terms: Any) ->
         till = Till(payments, purchases, provider, TopUps(client, ledger.scripts, clock))
         calls = [
             *PaymentsApi(till, lambda request: token_of(request).who).calls(),
-            *TopUpApi(till, ledger.accounts, lambda request: token_of(request).who).calls(),
+            *TopUpApi(till, ledger.accounts, lambda request: token_of(request).who, address_of).calls(),
         ]
         app = build_app(ledger, SETTINGS, more=calls)
         async with TestClient(TestServer(app)) as http:

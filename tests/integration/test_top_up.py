@@ -109,6 +109,7 @@ async def test_below_the_threshold_the_saved_card_is_charged_once(topped: Topped
     entries, _ = await shop.ledger.accounts.journal("acme")
     assert [e["type"] for e in entries] == ["order", "grant", "card", "top_up_terms", "order", "grant", "top_up"]
     assert entries[-2]["payment"] == charge["id"]
+    assert next(e["from"] for e in entries if e["type"] == "top_up_terms") == "127.0.0.1"
     assert await told(shop) == [("done", "", False)]
     assert await runner(shop).once() == {"enough": 1}
 
@@ -330,7 +331,8 @@ async def test_who_may_set_it(topped: Topped) -> None:
         assert (await shop.call("PUT", PATH, TERMS, role))[0] == status, role
     for role, status in (("viewer", 403), ("scheduler", 403), ("other", 403), (None, 401)):
         assert (await shop.call("DELETE", PATH, role=role))[0] == status, role
-    assert (await shop.call("PUT", "/v1/orgs/nobody/auto-top-up", TERMS, "admin"))[0] == 404
+    for method in ("PUT", "GET", "DELETE"):
+        assert (await shop.call(method, "/v1/orgs/nobody/auto-top-up", TERMS, "admin"))[0] == 404
     assert (await shop.call("PUT", PATH, b"{"))[0] == 400
 
 
