@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from ledger.budgets import budget_id
+from ledger.exhaustion import Act, TierState
 from tests.console_browser import chromium, visitor
 from tests.console_lab import ConsoleLab, console_lab, fill, use
 from tests.servers import ServerProcess
@@ -23,6 +25,8 @@ PICTURES: Final = {
     "grants": ("owner", f"{ORG}/grants", "dark", (1280, 700)),
     "journal": ("owner", f"{ORG}/journal", "light", (1280, 1250)),
     "buy": ("owner", f"{ORG}/buy?credits=750", "light", (1280, 1300)),
+    "orgs": ("admin", "/console/orgs?sort=stage", "light", (1280, 780)),
+    "stages-phone": ("admin", "/console/stages", "light", (390, 750)),
 }
 """Name -> whose eyes, address, colours, size."""
 
@@ -41,6 +45,21 @@ async def draw(lab: ConsoleLab, directory: Path, names: list[str], *, full: bool
                 print(path)
 
 
+async def neighbours(lab: ConsoleLab) -> None:
+    """Other orgs, one of which ran out, for the pages of administrators."""
+    ledger, who, now = lab.ledger, "token:4f1c0a9be2d77a10 (admin)", lab.clock[0]
+    await ledger.accounts.upsert("facilities", who=who, unlimited=True)
+    for org, micro in (("globex", 8_125_500_000), ("hooli", 940_000_000), ("initech", 62_000_000)):
+        await ledger.accounts.grant(org, micro, key="2026", who=who, reason="Research allocation 2026")
+    await ledger.accounts.upsert("umbrella", who=who, contact="ops@umbrella.example")
+    minute = 60_000_000
+    await ledger.exhaustion.write("umbrella", "", TierState(), TierState(2, now - 95 * minute), None)
+    tier = budget_id("genomics", "kim", "month")
+    await ledger.exhaustion.write("hooli", tier, TierState(), TierState(4, now - 12 * minute), None)
+    for job in ("4711", "4712"):
+        await ledger.exhaustion.note("hooli", tier, "simulated-default", job, Act("suspend", now - 11 * minute))
+
+
 async def main(directory: Path, names: list[str]) -> None:
     """Draws them over a ledger that is filled for it."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -49,6 +68,7 @@ async def main(directory: Path, names: list[str]) -> None:
             async with console_lab(server.url, jobs_per_hour=9) as lab:
                 await fill(lab)
                 await use(lab)
+                await neighbours(lab)
                 await draw(lab, directory, names)
         finally:
             server.kill9()
