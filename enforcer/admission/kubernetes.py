@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from api.routes import Operation, Route
 from config.preset_sizes import FittingPresets, rooms
@@ -123,7 +124,13 @@ class KubernetesApi:
             # Refused when it is started anew, the platform's job would go on without its pod, and cost.
             return await admitted.has(asked.org, *identity)
 
-        decision = await self._desk.decide(asked, who=who, via="kubernetes", excuse=was_admitted if identity else None)
+        excuse = was_admitted if identity else None
+        decision = await self._desk.decide(asked, who=who, via="kubernetes", excuse=excuse)
+        goes_on = decision.allowed and decision.code is Code.OK and decision.required_micro and not decision.hold_id
+        if goes_on and work.pod and not asked.dry_run and not await self._is_so(was_admitted):
+            # The platform's job is charged already, and this is not its pod started anew: it is to pay for itself.
+            asked = replace(asked, workload_id=work.pod)
+            decision = await self._desk.decide(asked, who=who, via="kubernetes")
         # What is let through for another reason than that it is paid for is no more admitted than before.
         if identity and decision.allowed and decision.code is Code.OK and decision.hold_id:
             try:
@@ -132,6 +139,14 @@ class KubernetesApi:
             except (CreditsError, TimeoutError) as error:
                 log.warning("that pod %s was admitted cannot be noted: %s", asked.workload_id, error)
         return decision
+
+    async def _is_so(self, ask: Callable[[], Awaitable[bool]]) -> bool:
+        try:
+            async with asyncio.timeout(self._desk.settings.decision_seconds * _ASIDE_PART):
+                return await ask()
+        except (CreditsError, TimeoutError) as error:
+            log.warning("whether a pod was admitted before is not known: %s", error)
+            return False
 
     def _unpriced_is_denied(self, cluster: str) -> bool:
         plan = self._desk.ledger.admissions.plan_at_hand(cluster)

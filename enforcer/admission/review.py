@@ -119,11 +119,13 @@ class Work(msgspec.Struct, frozen=True):
 
     `identity`: what a start of the same job anew has in common with the first, and no other pod: () where there is
     no such thing. Its user writes labels, but neither chooses who makes it nor has two pods of a name.
+    `pod`: its own id, where it is asked about by that of the platform's job.
     """
 
     request: AdmissionRequest
     missing: str = ""
     identity: tuple[str, ...] = ()
+    pod: str = ""
 
 
 def parse_review(data: bytes) -> ReviewRequest:
@@ -205,7 +207,7 @@ def work_of(
             settings.cluster, review.namespace or "", review.who, maker, meta.name, job, asked.project, asked.user,
             asked.preset or "", asked.app or "",
         )  # fmt: skip
-    return Work(asked, missing, identity)
+    return Work(asked, missing, identity, (meta.uid or "") if name != meta.uid else "")
 
 
 def review_answer(
