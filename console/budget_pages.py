@@ -12,11 +12,12 @@ from console import texts
 from console.budget_bars import budget_bars
 from console.desk import Desk
 from console.pages import org_url
+from console.typed import typed_credits
 from console.usage_pages import suggested_names
 from ledger.admission_shapes import WEEKDAYS
 from ledger.budget_store import BudgetState
 from ledger.errors import Changed, InvalidRequest
-from ledger.money import AmountError, format_micro, parse_credits
+from ledger.money import AmountError, format_micro
 from ledger.names import NAME_MAX, is_name
 from ledger.periods import PERIODS
 
@@ -142,13 +143,10 @@ def _values(state: BudgetState) -> dict[str, str]:
 
 def _credits(text: str, errors: dict[str, str]) -> int:
     try:
-        micro = parse_credits(text.replace(",", ""), "")
+        return typed_credits(text)
     except AmountError as error:
-        errors["credits"] = str(error).strip() if text else "How many credits? 0 means that nothing may be spent."
+        errors["credits"] = str(error) if text else f"{error} 0 means that nothing may be spent."
         return 0
-    if micro < 0:
-        errors["credits"] = "Expected 0 or more."
-    return micro
 
 
 def _check(values: Mapping[str, str], errors: dict[str, str]) -> None:

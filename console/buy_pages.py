@@ -14,8 +14,9 @@ from aiohttp import web
 from config.payments import PRICE_DIGITS, Payments, minor_digits
 from console.desk import Desk, page_number
 from console.provider import ProviderUnavailable
+from console.typed import typed_credits
 from ledger.errors import IdempotencyConflict, InvalidRequest
-from ledger.money import AmountError, format_decimal, format_micro, parse_credits
+from ledger.money import AmountError, format_decimal, format_micro
 from ledger.purchase_step import Order
 
 _AT_ONCE: Final = 20
@@ -67,11 +68,11 @@ class BuyPages:
         try:
             if not 0 < len(key) <= _KEY_MAX or not key.isascii() or not key.isprintable():
                 raise InvalidRequest("This form is not complete; open the page again.")
-            micro = parse_credits(asked.replace(",", ""), "credits")
+            micro = typed_credits(asked)
             saves = form.get("save_card") == "yes"
             # Of the wish as well: who goes back and takes another amount means another order.
             order_key = f"console:{key}:{micro}{':save' if saves else ''}"
-            order = await till.order(org, micro, order_key, self._desk.caller(request).who, saves)
+            order = await till.order(org, micro, order_key, self._desk.caller(request).who, saves, self._desk.address_of(request))
         except (AmountError, InvalidRequest, IdempotencyConflict) as error:
             return await self._page(request, asked, secrets.token_urlsafe(16), problem=str(error))
         except ProviderUnavailable as error:
@@ -132,7 +133,7 @@ class BuyPages:
 
 def _offer(terms: Payments, asked: str) -> Offer:
     """The price of an amount. Raises: AmountError, InvalidRequest."""
-    micro = parse_credits(asked.replace(",", ""), "credits")
+    micro = typed_credits(asked)
     if not terms.sells(micro):
         least, most = format_micro(terms.minimum_micro), format_micro(terms.maximum_micro)
         raise InvalidRequest(f"{format_micro(micro)} credits are not sold at once: choose from {least} to {most}.")

@@ -77,7 +77,8 @@ class Pages:
         """`token_of`: the signed-in person of a guarded request."""
         self.sessions = sessions
         self.token_of = token_of
-        self._static = {file.name: file.read_bytes() for file in (files("console") / "static").iterdir()}
+        there = (files("console") / "static").iterdir()
+        self._static = {file.name: file.read_bytes() for file in there if file.name.endswith(tuple(_TYPES))}
         self._places: dict[int, frozenset[str]] = {}
         self._templates = Environment(
             loader=PackageLoader("console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
