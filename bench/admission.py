@@ -2,8 +2,8 @@
 
 python bench/admission.py [SECONDS [CONNECTIONS]]
 
-Each server is a process of its own, the clients are another. Rounds of both alternate, so that what else the machine
-does falls on both; the figures are medians of the rounds.
+Each server is a process of its own, the clients are another. Rounds alternate, so that what else the machine does falls
+on all; the figures are medians of the rounds. `admission` is one org without budgets, `spread` several with.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from aiohttp import web
 
 ROUNDS = 5
 JOB = {"cluster": "c", "org": "acme", "project": "vision", "user": "ann", "kind": "job", "preset": "small"}
+SPREAD = [{**JOB, "org": f"org-{number % 8}", "user": f"user-{number}"} for number in range(64)]
+"""Jobs of several orgs, each under three budgets."""
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
 
 
@@ -53,7 +55,7 @@ def serve_bare(pipe: Connection) -> None:
 
 
 def serve_enforcer(pipe: Connection, url: str) -> None:
-    """The enforcer on a ledger with one org that has enough."""
+    """The enforcer on a ledger with orgs that have enough."""
     from config.settings import EnforcerSettings, Settings
     from config.values import Address
     from enforcer.app import build_app
@@ -64,7 +66,13 @@ def serve_enforcer(pipe: Connection, url: str) -> None:
     async def main() -> None:
         async with open_ledger(url) as ledger:
             await ledger.rates.publish(RatePlan("c", ((0, RateTable({"small": 1_000_000_000})),)))
-            await ledger.accounts.grant("acme", 10**15, key="bench", who="bench")
+            for job in (JOB, *SPREAD):
+                org, project, user = job["org"], job["project"], job["user"]
+                await ledger.accounts.grant(org, 10**15, key="bench", who="bench")
+                if org != JOB["org"]:
+                    await ledger.budgets.put(org, project, user, 10**14, who="bench")
+                    for period in ("day", "total"):
+                        await ledger.budgets.put(org, project, None, 10**14, who="bench", period=period)
             _, token = await ledger.tokens.create("scheduler")
             app = build_app(ledger, Settings(path=Path("settings.yaml")))
             async with serving(app, EnforcerSettings(listen=Address("127.0.0.1", 0))) as at:
@@ -136,48 +144,84 @@ def _request(token: str, job: dict[str, str]) -> bytes:
     return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
+class _Case:
+    """A server and what it is asked; its figures, round by round."""
+
+    def __init__(self, pid: int, port: int, token: str, jobs: Sequence[dict[str, str]]) -> None:
+        self.pid, self._port, self._token, self._jobs = pid, port, token, jobs
+        self._rates: list[float] = []
+        self._tails: list[float] = []
+        self._answered = 0
+        self._cpu = [0.0, 0.0]
+
+    def warm_up(self, connections: int) -> None:
+        asyncio.run(_load(self._port, self._token, 0.5, connections, self._jobs))
+
+    def ask(self, seconds: float, connections: int, valkey: int) -> None:
+        before = [_cpu_seconds(pid) for pid in (self.pid, valkey)]
+        rate, latencies = asyncio.run(_load(self._port, self._token, seconds, connections, self._jobs))
+        for number, pid in enumerate((self.pid, valkey)):
+            self._cpu[number] += _cpu_seconds(pid) - before[number]
+        self._rates.append(rate)
+        self._tails.append(statistics.quantiles(latencies, n=100)[98])
+        self._answered += len(latencies)
+
+    @property
+    def rate(self) -> float:
+        return statistics.median(self._rates)
+
+    @property
+    def tail(self) -> float:
+        return statistics.median(self._tails)
+
+    def figures(self, name: str) -> dict[str, Any]:
+        """`cpu_us` of the server and `valkey_cpu_us` are for one request."""
+        return {
+            f"{name}_per_second": round(self.rate), f"{name}_p99_ms": round(self.tail * 1000, 2),
+            f"{name}_cpu_us": round(self._cpu[0] / self._answered * 1e6),
+            f"{name}_valkey_cpu_us": round(self._cpu[1] / self._answered * 1e6),
+        }  # fmt: skip
+
+
 def measure(seconds: float, connections: int) -> dict[str, Any]:
-    """Medians over the rounds, and their ratios."""
+    """Medians over the rounds, and their ratios. `load_before`: how many processes of others wanted to run."""
     from tests.servers import ServerProcess
 
+    load = os.getloadavg()[0]
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as directory:
         valkey = ServerProcess(Path(directory)).start()
-        servers = []
+        started = []
         try:
             for serve, arguments in ((serve_bare, ()), (serve_enforcer, (valkey.url,))):
                 ours, theirs = spawn.Pipe()
                 process = spawn.Process(target=serve, args=(theirs, *arguments), daemon=True)
                 process.start()
-                servers.append((process, ours, *ours.recv()))
-            figures: dict[int, list[tuple[float, float]]] = {0: [], 1: []}
-            cpu = [0.0, 0.0, 0.0]
-            answered = [0, 0]
-            for _, _, port, token in servers:
-                asyncio.run(_load(port, token, 0.5, connections))
+                theirs.close()
+                port, token = ours.recv()
+                started.append((process, ours, (process.pid or 0, port, token)))
+            plain, enforcer = (at for _, _, at in started)
+            cases = {
+                "bare": _Case(*plain, [JOB]),
+                "admission": _Case(*enforcer, [JOB]),
+                "spread": _Case(*enforcer, SPREAD),
+            }
+            for case in cases.values():
+                case.warm_up(connections)
             for _ in range(ROUNDS):
-                for number, (process, _, port, token) in enumerate(servers):
-                    before = _cpu_seconds(process.pid), _cpu_seconds(valkey.pid)
-                    rate, latencies = asyncio.run(_load(port, token, seconds, connections))
-                    cpu[number] += _cpu_seconds(process.pid) - before[0]
-                    cpu[2] += (_cpu_seconds(valkey.pid) - before[1]) * number
-                    answered[number] += len(latencies)
-                    figures[number].append((rate, statistics.quantiles(latencies, n=100)[98]))
+                for case in cases.values():
+                    case.ask(seconds, connections, valkey.pid)
         finally:
-            for process, pipe, *_ in servers:
+            for process, pipe, _ in started:
                 pipe.send("stop")
                 process.join(5)
             valkey.kill9()
-    rates = [statistics.median(rate for rate, _ in figures[number]) for number in (0, 1)]
-    tails = [statistics.median(tail for _, tail in figures[number]) for number in (0, 1)]
+    bare_case, admission = cases["bare"], cases["admission"]
     return {
-        "connections": connections, "cores": os.cpu_count(),
-        "bare_per_second": round(rates[0]), "admission_per_second": round(rates[1]),
-        "rate_ratio": round(rates[1] / rates[0], 3),
-        "bare_p99_ms": round(tails[0] * 1000, 2), "admission_p99_ms": round(tails[1] * 1000, 2),
-        "p99_ratio": round(tails[1] / tails[0], 2),
-        "bare_cpu_us": round(cpu[0] / answered[0] * 1e6),
-        "admission_cpu_us": round(cpu[1] / answered[1] * 1e6), "valkey_cpu_us": round(cpu[2] / answered[1] * 1e6),
+        "connections": connections, "cores": os.cpu_count(), "load_before": round(load, 2),
+        **{key: value for name, case in cases.items() for key, value in case.figures(name).items()},
+        "rate_ratio": round(admission.rate / bare_case.rate, 3),
+        "p99_ratio": round(admission.tail / bare_case.tail, 2),
     }  # fmt: skip
 
 
