@@ -73,7 +73,7 @@ class Restricted(Only):
     left: Credits
 
 
-class Balance(Struct):
+class Balance(Struct, forbid_unknown_fields=True):
     """What an org has; `burn_rate` in credits an hour."""
 
     org: Name
@@ -222,7 +222,7 @@ class UsageRow(Struct):
     at: Time | UnsetType = UNSET
 
 
-class Usage(Struct):
+class Usage(Struct, forbid_unknown_fields=True):
     """What was used in a period. Where hours were merged into days, `exact_from` and `exact_to` say what is summed."""
 
     from_: Time = field(name="from")
@@ -235,6 +235,9 @@ class Usage(Struct):
     total: Credits
     total_hours: Decimals
     next: str | None
+    step: str | UnsetType = UNSET
+    timezone: str | UnsetType = UNSET
+    total_refunded: Credits | UnsetType = UNSET
 
 
 class StatementEntry(Struct, forbid_unknown_fields=True):
@@ -278,7 +281,7 @@ class Statement(Struct, forbid_unknown_fields=True):
     charged_until: Time | None
 
 
-class Order(Struct):
+class Order(Struct, forbid_unknown_fields=True):
     """A purchase; `amount` in the currency, `returned`: credits taken back by refunds and disputes."""
 
     id: str
@@ -335,7 +338,7 @@ class Package(Struct, forbid_unknown_fields=True):
     price: Decimals
 
 
-class Offer(Struct):
+class Offer(Struct, forbid_unknown_fields=True):
     """What is sold; prices are in the currency."""
 
     currency: str
@@ -370,7 +373,7 @@ class NoticeTest(Struct, forbid_unknown_fields=True):
     webhook: str | None
 
 
-class Received(Struct):
+class Received(Struct, forbid_unknown_fields=True):
     """News of payments were taken."""
 
     received: bool

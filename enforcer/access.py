@@ -22,7 +22,7 @@ ADMIN, OWNER, VIEWER, SCHEDULER = "admin", "owner", "viewer", "scheduler"
 SIGN_IN: Final = "/console/sign-in"
 SEE: Final = (ADMIN, OWNER, VIEWER)
 """Everybody who may see an org."""
-_CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="credits"'}
+CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="credits"'}
 
 
 class ConsoleSide(NamedTuple):
@@ -56,7 +56,7 @@ class Guard:
         async def check(request: web.Request) -> web.StreamResponse:
             scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not credential:
-                raise Problem(401, "unauthorized", "A token is needed: Authorization: Bearer act_...", _CHALLENGE)
+                raise Problem(401, "unauthorized", "A token is needed: Authorization: Bearer act_...", CHALLENGE)
             token = known(credential) or await self.authenticate(request, credential)
             may_call(token, request)
             request[CALLER] = token
@@ -91,7 +91,7 @@ class Guard:
             token = await self._tokens.authenticate(credential.strip())
         if token is None:
             self._failures.refuse(request.remote)
-            raise Problem(401, "unauthorized", "This token is not known, expired or revoked.", _CHALLENGE)
+            raise Problem(401, "unauthorized", "This token is not known, expired or revoked.", CHALLENGE)
         return token
 
 

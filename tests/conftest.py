@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -83,6 +84,20 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.line(f"{len(tests)} tests, {reason}", red=True)
             for test in sorted(tests):
                 terminalreporter.line(f"    {test}")
+
+
+@pytest.fixture(autouse=True)
+def _answers_are_as_described() -> Iterator[None]:
+    """Whatever a test asks of the API is answered as the OpenAPI document says."""
+    app = sys.modules.get("enforcer.app")
+    if app is None:
+        yield
+        return
+    from tests.described import watching
+
+    with watching(app) as found:
+        yield
+    assert not found, "answers that are not as described:\n" + "\n".join(found[:10])
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
+import pytest
+from aiohttp import web
 from jsonschema import Draft202012Validator, FormatChecker
 from multidict import CIMultiDict
+
+from api.routes import Handler
+from enforcer.openapi import describe
 
 
 class Described:
@@ -16,35 +22,23 @@ class Described:
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.document = document
-        self._paths = [
-            (re.compile(re.sub(r"\\\{\w+\\\}", "[^/]*", re.escape(path))), methods)
-            for path, methods in sorted(document["paths"].items(), key=lambda item: item[0].count("{"))
-        ]
-
-    def operation(self, method: str, path: str) -> Mapping[str, Any] | None:
-        """The call that a path (escaped, with or without a query) is, None for one that is none."""
-        path = path.partition("?")[0]
-        for pattern, methods in self._paths:
-            if pattern.fullmatch(path) and method.lower() in methods:
-                found: Mapping[str, Any] = methods[method.lower()]
-                return found
-        return None
 
     def check(self, method: str, path: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """Raises: AssertionError for an answer that is not described."""
-        operation = self.operation(method, path)
+        """`path` as the document has it. Raises: AssertionError for an answer that is not described."""
+        operation = self.document["paths"].get(path, {}).get(method.lower())
         if operation is None:
             return
         where = f"{method} {path} -> {status} {body[:300]!r}"
         assert str(status) in operation["responses"], f"{where}: this status is not described"
         said = operation["responses"][str(status)]
-        for name in said.get("headers", {}):
-            if status >= 400:
-                assert name in CIMultiDict(headers), f"{where}: header {name} is missing"
-        media = CIMultiDict(headers).get("Content-Type", "").partition(";")[0]
+        given = CIMultiDict(headers)
+        if status >= 400:
+            missing = [name for name in said.get("headers", {}) if name not in given]
+            assert not missing, f"{where}: headers {missing} are missing"
         if not said.get("content"):
             assert body == b"", f"{where}: no body is described"
             return
+        media = given.get("Content-Type", "").partition(";")[0]
         assert media in said["content"], f"{where}: {media} is not described"
         if media.endswith("json"):
             self.validate(said["content"][media]["schema"], json.loads(body), where)
@@ -57,3 +51,32 @@ class Described:
             for error in Draft202012Validator(whole, format_checker=FormatChecker()).iter_errors(value)
         ]
         assert not errors, f"{where}: {'; '.join(errors[:3])}"
+
+
+@contextmanager
+def watching(app_module: ModuleType) -> Iterator[list[str]]:
+    """Every answer of applications that `enforcer.app` builds meanwhile is held against their document; gives what
+    was not as described."""
+    found: list[str] = []
+    known: dict[web.Application, Described] = {}
+    inner = app_module.problems
+
+    @web.middleware
+    async def watched(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response: web.StreamResponse = await inner(request, handler)
+        resource = request.match_info.route.resource
+        if resource is None or response.status == 500 or not isinstance(response, web.Response):
+            return response
+        app = request.app
+        if app not in known:
+            known[app] = Described(describe(app[app_module.ROUTES]))
+        body = response.body if isinstance(response.body, bytes) else b""
+        try:
+            known[app].check(request.method, resource.canonical, response.status, response.headers, body)
+        except AssertionError as error:
+            found.append(str(error))
+        return response
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app_module, "problems", watched)
+        yield found

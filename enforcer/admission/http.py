@@ -106,9 +106,9 @@ class AdmissionApi:
             raise Problem(404, "unknown_hold", "There is no such hold.")
         orgs = await self._desk.ledger.accounts.orgs() if hold_id.startswith("::") else None
         org = org_of_hold(hold_id, orgs)
+        check_org(token_of(request), org or "")  # first, so that it is not said whether an org is there
         if org is None:
             raise Problem(404, "unknown_hold", f"There is no hold {hold_id!r}.")
-        check_org(token_of(request), org)
         released = await self._desk.ledger.admissions.release(org, hold_id)
         # Settled, expired and released holds are all over: asking again is no error.
         return answer({"hold_id": hold_id, "released": released is not None})

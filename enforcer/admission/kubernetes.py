@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from api.routes import Operation, Route
 from config.preset_sizes import FittingPresets, rooms
 from config.sources import ApoloSource, KubernetesSource, SourceSettings
-from enforcer.access import ADMIN, SCHEDULER
+from enforcer.access import ADMIN, CHALLENGE, SCHEDULER
 from enforcer.admission.desk import Desk
 from enforcer.admission.namespaces import NamespaceLabels
 from enforcer.admission.review import NotAReview, Work, parse_review, passes, review_answer, work_of
@@ -175,6 +175,7 @@ class KubernetesApi:
                 401, "unauthorized",
                 "The API server needs a client certificate (enforcer.tls.client_ca), or a scheduler's token: as a "
                 "bearer, or in the path /k8s/admission/CLUSTER/TOKEN.",
+                CHALLENGE,
             )  # fmt: skip
 
 
