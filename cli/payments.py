@@ -66,6 +66,6 @@ def payment_routes(till: Till | None) -> MoreRoutes:
         return token_of(request).who
 
     def routes(ledger: Ledger) -> list[Route]:
-        return [*PaymentsApi(till, who).calls(), *TopUpApi(till, ledger.accounts, who, address_of).calls()]
+        return [*PaymentsApi(till, who, address_of).calls(), *TopUpApi(till, ledger.accounts, who, address_of).calls()]
 
     return routes

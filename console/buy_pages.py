@@ -72,7 +72,8 @@ class BuyPages:
             saves = form.get("save_card") == "yes"
             # Of the wish as well: who goes back and takes another amount means another order.
             order_key = f"console:{key}:{micro}{':save' if saves else ''}"
-            order = await till.order(org, micro, order_key, self._desk.caller(request).who, saves, self._desk.address_of(request))
+            signed = self._desk.signed(request)
+            order = await till.order(org, micro, order_key, signed["who"], saves, signed["address"])
         except (AmountError, InvalidRequest, IdempotencyConflict) as error:
             return await self._page(request, asked, secrets.token_urlsafe(16), problem=str(error))
         except ProviderUnavailable as error:

@@ -29,7 +29,9 @@ class Till:
         self.provider = provider
         self.top_ups = top_ups
 
-    async def order(self, org: str, micro: int, key: str, who: str, save_card: bool = False) -> Order:
+    async def order(
+        self, org: str, micro: int, key: str, who: str, save_card: bool = False, address: str | None = None
+    ) -> Order:
         """An order with the page it is paid on; the same one for the same key. `save_card`: the buyer agrees to have
         the card charged again by auto top-up.
 
@@ -47,7 +49,7 @@ class Till:
         card = (await self.top_ups.read(org)).card if save_card else None
         order = await self.purchases.order(
             org, micro, terms.price_of(micro), terms.currency, key=key, who=who, save_card=save_card,
-            customer="" if card is None else card.customer,
+            customer="" if card is None else card.customer, address=address,
         )  # fmt: skip
         if order.state != "new":
             return order

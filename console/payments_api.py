@@ -42,10 +42,14 @@ class PurchaseBody(msgspec.Struct, forbid_unknown_fields=True):
 class PaymentsApi:
     """Without a till the calls are there and say that nothing is sold."""
 
-    def __init__(self, till: Till | None, who: Callable[[web.Request], str]) -> None:
-        """`who`: what the journal calls the caller of a request."""
+    def __init__(
+        self, till: Till | None, who: Callable[[web.Request], str],
+        address_of: Callable[[web.Request], str | None] = lambda request: request.remote,
+    ) -> None:  # fmt: skip
+        """`who`: what the journal calls the caller of a request; `address_of`: where that is."""
         self._till = till
         self._who = who
+        self._address_of = address_of
 
     def calls(self) -> list[Route]:
         """All calls, with the roles that may make them."""
@@ -88,7 +92,9 @@ class PaymentsApi:
         body = await read_json(request, PurchaseBody)
         micro, org = credits_of("credits", body.credits), request.match_info["org"]
         try:
-            order = await self.till.order(org, micro, key, self._who(request), body.save_card)
+            order = await self.till.order(
+                org, micro, key, self._who(request), body.save_card, self._address_of(request)
+            )
         except ProviderUnavailable as error:
             text = f"{error}. Nothing was paid; try again with the same Idempotency-Key."
             raise web.HTTPBadGateway(text=text) from error

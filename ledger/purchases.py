@@ -46,7 +46,7 @@ class Purchases:
 
     async def order(
         self, org: str, micro: int, amount: int, currency: str, *, key: str, who: str, save_card: bool = False,
-        customer: str = "",
+        customer: str = "", address: str | None = None,
     ) -> Order:  # fmt: skip
         """The order of an idempotency key: a new one, or the one it made before.
 
@@ -65,8 +65,8 @@ class Purchases:
             save_card=save_card, customer=customer,
         )  # fmt: skip
         entry = {
-            "type": "order", "at": format_time(made.created_us), "who": who, "order": order_id,
-            "credits": made.credits, "amount": amount, "currency": currency,
+            "type": "order", "at": format_time(made.created_us), "who": who, "from": address,
+            "order": order_id, "credits": made.credits, "amount": amount, "currency": currency,
             **({"save_card": True} if save_card else {}),
         }  # fmt: skip
         await again(lambda: self._client.sadd(keys.ORGS, org))
