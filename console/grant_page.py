@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from typing import Final
 
 from aiohttp import web
 
 from console.desk import Desk
+from console.forms_once import NOT_WHOLE, is_key, new_key, place
 from console.moments import read_moment, show_moment
 from console.pages import org_url
+from console.typed import typed_credits
 from ledger.accounts import GrantReceipt
 from ledger.clock import parse_time
 from ledger.errors import IdempotencyConflict, InvalidRequest
-from ledger.money import AmountError, parse_credits
+from ledger.money import AmountError
 
 SOURCES: Final = (
     ("provision", "Provisioned"), ("gift", "Gift"), ("refund", "Given back"), ("purchase", "Bought"),
 )  # fmt: skip
 _REASON_MAX: Final = 1000
-_KEY_MAX: Final = 64
-_KEY_PREFIX: Final = "console:"
 _EMPTY: Final = {
     "credits": "", "reason": "", "source": "provision", "purpose": "", "effective_at": "", "expires_at": "",
     "presets": "", "clusters": "", "key": "",
@@ -36,7 +35,7 @@ class GrantPage:
 
     async def page(self, request: web.Request) -> web.Response:
         """The empty form. Raises: UnknownOrg, LedgerUnavailable."""
-        return await self._page(request, {**_EMPTY, "key": _new_key()}, {})
+        return await self._page(request, {**_EMPTY, "key": new_key()}, {})
 
     async def grant(self, request: web.Request) -> web.Response:
         """Raises: web.HTTPForbidden, UnknownOrg, LedgerUnavailable (sending it again is safe)."""
@@ -47,9 +46,9 @@ class GrantPage:
         errors: dict[str, str] = {}
         micro = _credits(values["credits"], errors)
         effective, expires = (_moment(name, values, zone, errors) for name in ("effective_at", "expires_at"))
-        if not values["key"].startswith(_KEY_PREFIX) or len(values["key"]) > _KEY_MAX or not values["key"].isascii():
-            errors[""] = "This form is not whole; send it again from here."
-            values["key"] = _new_key()
+        if not is_key(values["key"]):
+            errors[""] = NOT_WHOLE
+            values["key"] = new_key()
         if not values["reason"]:
             errors["reason"] = "Why? It is in the journal for ever."
         if not errors:
@@ -63,11 +62,10 @@ class GrantPage:
                 return self._desk.pages.redirect(request, org_url(org, "grants"), _said(org, receipt))
             except IdempotencyConflict as error:
                 errors[""] = f"This form was sent before, with other values, and that grant was made: {error}"
-                values["key"] = _new_key()
+                values["key"] = new_key()
             except InvalidRequest as error:
-                field, _, rest = str(error).partition(" ")
-                field = field.rstrip(":")
-                errors[field if field in values else ""] = rest if field in values else str(error)
+                field, text = place(error, values)
+                errors[field] = text
         return await self._page(request, values, errors)
 
     async def _page(self, request: web.Request, values: Mapping[str, str], errors: Mapping[str, str]) -> web.Response:
@@ -76,11 +74,6 @@ class GrantPage:
             request, "grant.html", status=422 if errors else 200, values=values, errors=errors, balance=balance,
             sources=SOURCES, now=show_moment(balance.at_us, self._desk.pages.zone(request)),
         )  # fmt: skip
-
-
-def _new_key() -> str:
-    """One for each time that the form is shown."""
-    return _KEY_PREFIX + secrets.token_urlsafe(18)
 
 
 def _said(org: str, receipt: GrantReceipt) -> str:
@@ -94,9 +87,9 @@ def _said(org: str, receipt: GrantReceipt) -> str:
 
 def _credits(text: str, errors: dict[str, str]) -> int:
     try:
-        micro = parse_credits(text.replace(",", ""), "")
+        micro = typed_credits(text)
     except AmountError as error:
-        errors["credits"] = str(error).strip() if text else "How many credits?"
+        errors["credits"] = str(error)
         return 0
     if micro <= 0:
         errors["credits"] = "Expected more than 0."

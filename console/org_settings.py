@@ -10,9 +10,10 @@ from aiohttp import web
 
 from console.desk import Desk
 from console.pages import org_url
+from console.typed import typed_credits
 from ledger.accounts import Balance
 from ledger.errors import Changed, UnknownOrg
-from ledger.money import AmountError, format_micro, parse_credits
+from ledger.money import AmountError, format_micro
 from ledger.names import NAME_MAX, is_name
 
 _CONTACT_MAX: Final = 500
@@ -88,7 +89,7 @@ class OrgSettings:
         policy = {name: value for name, value in before.items() if name not in ("mode", "then", *_NUMBERS)}
         policy |= {name: values[name] for name in ("mode", "then") if values[name]}
         policy |= {name: float(values[name]) for name in _NUMBERS if values[name]}
-        line = parse_credits(values["credit_line"])
+        line = typed_credits(values["credit_line"])
         await self._desk.ledger.accounts.upsert(
             org, **self._desk.signed(request), if_revision=revision, unlimited=values["unlimited"] == "1",
             contact=values["contact"], policy=policy, credit_line_micro=line,
@@ -132,10 +133,9 @@ def _read(form: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     for name in _NUMBERS:
         if values[name] and _NUMBER.fullmatch(values[name]) is None:
             errors[name] = "Expected a number like 24 or 1.5, or nothing."
-    values["credit_line"] = values["credit_line"].replace(",", "") or "0"
+    values["credit_line"] = values["credit_line"] or "0"
     try:
-        if parse_credits(values["credit_line"]) < 0:
-            errors["credit_line"] = "Expected 0 (none) or more."
+        typed_credits(values["credit_line"])
     except AmountError as error:
         errors["credit_line"] = str(error)
     return values, errors

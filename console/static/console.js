@@ -10,7 +10,7 @@ for (const form of document.querySelectorAll("form[data-price-nano]")) {
   const prices = JSON.parse(form.dataset.prices);
   const currency = form.dataset.currency;
   const show = () => {
-    const match = /^(\d{1,12})(?:\.(\d{1,6}))?$/.exec(input.value.trim());
+    const match = /^(\d{1,12})(?:\.(\d{1,6}))?$/.exec(input.value.trim().replace(/,(?=\d{3}(,|\.|$))/g, ""));
     if (!match) {
       output.value = "";
       return;

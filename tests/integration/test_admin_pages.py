@@ -208,8 +208,8 @@ async def test_a_policy_that_this_page_does_not_know_is_kept(site: Site, admin: 
     ("given", "word"),
     [
         ({"org": ""}, "Expected a name"), ({"org": "a\nb"}, "Expected a name"), ({"org": "x" * 300}, "Expected a name"),
-        ({"org": "n", "credit_line": "-1"}, "0 (none) or more"), ({"org": "n", "credit_line": "x"}, "decimal number"),
-        ({"org": "n", "credit_line": "1e300"}, "out of range"), ({"org": "n", "mode": "x"}, "Choose one"),
+        ({"org": "n", "credit_line": "-1"}, "is not an amount"), ({"org": "n", "credit_line": "x"}, "is not an amount"),
+        ({"org": "n", "credit_line": "1e300"}, "is not an amount"), ({"org": "n", "mode": "x"}, "Choose one"),
         ({"org": "n", "then": "explode"}, "Choose one"), ({"org": "n", "warn_hours_left": "-1"}, "Expected a number"),
         ({"org": "n", "grace_minutes": "1e9"}, "Expected a number"), ({"org": "n", "contact": "a\x07"}, "printable"),
         ({"org": "n", "contact": "a" * 501}, "printable"),
@@ -246,7 +246,7 @@ async def test_a_form_that_is_sent_twice_grants_once(site: Site, admin: Browser)
     given = {
         "csrf": fields["csrf"],
         "key": fields["key"],
-        "credits": "1,000.5",
+        "credits": "1000.5",
         "reason": "Invoice 7",
         "source": "gift",
     }
@@ -284,8 +284,9 @@ async def test_a_grant_with_everything(site: Site, admin: Browser) -> None:
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({"credits": "0"}, "more than 0"), ({"credits": ""}, "How many"), ({"credits": "-5"}, "more than 0"),
-        ({"credits": "NaN"}, "not finite"), ({"credits": "1e99"}, "out of range"), ({"credits": "0.0000001"}, "digits"),
+        ({"credits": "0"}, "more than 0"), ({"credits": "1,5"}, "not an amount"), ({"credits": ""}, "How many"),
+        ({"credits": "NaN"}, "an amount"), ({"credits": "1e99"}, "an amount"), ({"credits": "-5"}, "an amount"),
+        ({"credits": "0.0000001"}, "digits"),
         ({"credits": "9007199255"}, "larger"), ({"reason": ""}, "Why?"), ({"source": "loan"}, "expected one of"),
         ({"expires_at": "tomorrow"}, "not a time like"), ({"expires_at": "2001-01-01T00:00"}, "is over"),
         ({"effective_at": "2027-01-01T00:00", "expires_at": "2026-12-31T00:00"}, "not after effective_at"),
@@ -302,6 +303,80 @@ async def test_a_grant_that_makes_no_sense_grants_nothing_and_is_said(
     assert answer.status == 422
     assert word in answer.text, cells(answer.text)
     assert await site.ledger.accounts.grants("acme") == []
+
+
+# -- corrections and transfers ----------------------------------------------------------------------------------------
+
+
+async def test_a_wrong_grant_is_taken_back_once(site: Site, admin: Browser) -> None:
+    await give(site, "acme", 1000, reason="1000 typed for 100")
+    grants = await admin.get("/console/orgs/acme/grants")
+    path = re.search(r'href="(/console/orgs/acme/correct\?of=[^"]+)"', grants.text)
+    assert path is not None
+    page = await admin.get(path[1])
+    assert "1000 typed for 100" in page.text
+    fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page.text))
+    given = {**fields, "way": "take", "credits": "900", "corrects": "acme1000", "reason": "a slip"}
+    for _ in range(2):
+        assert (await admin.post("/console/orgs/acme/correct", given)).where == "/console/orgs/acme/grants"
+    assert "not again" in (await admin.get("/console/orgs/acme/grants")).text
+    assert (await site.ledger.accounts.balance("acme")).available_micro == 100 * CREDIT
+    entries, _ = await site.ledger.accounts.journal("acme")
+    assert (entries[-1]["type"], entries[-1]["credits"], entries[-1]["from"]) == ("correction", "-900", "127.0.0.1")
+    other = await admin.post("/console/orgs/acme/correct", {**given, "credits": "1"})
+    assert (other.status, "with other values" in other.text) == (422, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"credits": "1001"}, "cannot be corrected below 0"), ({"credits": "0"}, "is not 0"),
+        ({"corrects": "nothing"}, "has no grant of this key"), ({"corrects": ""}, "What is corrected?"),
+        ({"reason": ""}, "Why?"), ({"way": "burn"}, "Choose one"), ({"key": "mine"}, "not whole"),
+        ({"credits": "1,5"}, "not an amount"),
+    ],
+)  # fmt: skip
+async def test_a_correction_that_makes_no_sense_is_said(
+    site: Site, admin: Browser, given: dict[str, str], word: str
+) -> None:
+    await give(site, "acme", 1000)
+    good = {"way": "take", "credits": "5", "corrects": "acme1000", "reason": "r", "key": "console:k"}
+    answer = await admin.send("/console/orgs/acme/correct", {**good, **given})
+    assert answer.status == 422
+    assert word in answer.text, cells(answer.text)
+    assert (await site.ledger.accounts.balance("acme")).available_micro == 1000 * CREDIT
+
+
+async def test_credits_move_to_another_org_once(site: Site, admin: Browser) -> None:
+    await give(site, "acme", 1000)
+    await site.ledger.accounts.upsert("globex", who="test")
+    page = await admin.get("/console/orgs/acme/transfer")
+    fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page.text))
+    given = {**fields, "to": "globex", "credits": "250.5", "reason": "lent"}
+    for _ in range(2):
+        assert (await admin.post("/console/orgs/acme/transfer", given)).where == "/console/orgs/acme/grants"
+    balances = [(await site.ledger.accounts.balance(org)).available_micro for org in ("acme", "globex")]
+    assert balances == [749_500_000, 250_500_000]
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"credits": "1001"}, "that can be transferred"), ({"credits": "0"}, "more than 0"),
+        ({"to": "acme"}, "another org"), ({"to": "none"}, "There is no such org"), ({"to": ""}, "name of an org"),
+        ({"reason": ""}, "Why?"), ({"key": ""}, "not whole"), ({"credits": "١"}, "not an amount"),
+    ],
+)  # fmt: skip
+async def test_a_transfer_that_makes_no_sense_is_said(
+    site: Site, admin: Browser, given: dict[str, str], word: str
+) -> None:
+    await give(site, "acme", 1000)
+    await site.ledger.accounts.upsert("globex", who="test")
+    good = {"to": "globex", "credits": "5", "reason": "r", "key": "console:k"}
+    answer = await admin.send("/console/orgs/acme/transfer", {**good, **given})
+    assert answer.status == 422
+    assert word in answer.text, cells(answer.text)
+    assert (await site.ledger.accounts.balance("acme")).available_micro == 1000 * CREDIT
 
 
 # -- what goes on ----------------------------------------------------------------------------------------------------
