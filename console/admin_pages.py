@@ -8,6 +8,7 @@ from config.settings import Settings
 from config.sources import source_type
 from console.audit_page import AuditPage
 from console.calls import Call
+from console.correct_page import CorrectPage
 from console.desk import Desk
 from console.grant_page import GrantPage
 from console.org_settings import OrgSettings
@@ -17,6 +18,7 @@ from console.shadow_page import ShadowPage
 from console.sources_page import SourcesPage
 from console.stages_page import StagesPage
 from console.token_pages import TokenPages
+from console.transfer_page import TransferPage
 
 ADMIN: Final = ("admin",)
 
@@ -25,6 +27,7 @@ def admin_calls(desk: Desk, given: Settings) -> list[Call]:
     """The calls of these pages."""
     org = "/console/orgs/{org}"
     settings, grant, tokens = OrgSettings(desk), GrantPage(desk), TokenPages(desk)
+    correct, transfer = CorrectPage(desk), TransferPage(desk)
     sources = [(source.name, source_type(source), source.cluster) for source in given.sources]
     calls = [
         ("GET", "/console/orgs", OrgsPage(desk).page),
@@ -34,6 +37,10 @@ def admin_calls(desk: Desk, given: Settings) -> list[Call]:
         ("POST", f"{org}/settings", settings.save),
         ("GET", f"{org}/grant", grant.page),
         ("POST", f"{org}/grant", grant.grant),
+        ("GET", f"{org}/correct", correct.page),
+        ("POST", f"{org}/correct", correct.correct),
+        ("GET", f"{org}/transfer", transfer.page),
+        ("POST", f"{org}/transfer", transfer.transfer),
         ("GET", "/console/rates", RatesPage(desk, [source.cluster for source in given.sources]).page),
         ("GET", "/console/sources", SourcesPage(desk, sources, given.metering.interval_seconds).page),
         ("GET", "/console/stages", StagesPage(desk).page),

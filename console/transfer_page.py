@@ -1,0 +1,80 @@
+"""Moving credits from one org to another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from aiohttp import web
+
+from console.desk import Desk
+from console.forms_once import NOT_WHOLE, is_key, new_key, place
+from console.pages import org_url
+from console.typed import typed_credits
+from ledger.corrections import REASON_MAX
+from ledger.errors import IdempotencyConflict, Insufficient, InvalidRequest, UnknownOrg
+from ledger.money import AmountError
+from ledger.names import NAME_MAX, is_name
+
+_EMPTY: Final = {"to": "", "credits": "", "reason": "", "key": ""}
+
+
+class TransferPage:
+    """One form."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def page(self, request: web.Request) -> web.Response:
+        """Raises: UnknownOrg, LedgerUnavailable."""
+        return await self._page(request, {**_EMPTY, "key": new_key()}, {})
+
+    async def transfer(self, request: web.Request) -> web.Response:
+        """Raises: web.HTTPForbidden, UnknownOrg, LedgerUnavailable (sending it again is safe, and needed)."""
+        form = await self._desk.pages.sessions.check_csrf(request)
+        org = request.match_info["org"]
+        await self._desk.ledger.accounts.balance(org)  # says it when there is no such org
+        values = {name: str(form.get(name, "")).strip() for name in _EMPTY}
+        errors, micro = _check(values), 0
+        try:
+            micro = typed_credits(values["credits"])
+        except AmountError as error:
+            errors["credits"] = str(error)
+        if not errors:
+            try:
+                receipt = await self._desk.ledger.transfers.transfer(
+                    org, values["to"], micro, key=values["key"], reason=values["reason"], **self._desk.signed(request)
+                )
+                said = f"{receipt.record.credits} credits are moved to org {values['to']:.100}."
+                if receipt.replayed:
+                    said += " That was done when this form was first sent, and not again."
+                return self._desk.pages.redirect(request, org_url(org, "grants"), said)
+            except IdempotencyConflict as error:
+                errors[""] = f"This form was sent before, with other values, and that transfer was made: {error}"
+                values["key"] = new_key()
+            except UnknownOrg:
+                errors["to"] = "There is no such org. Make it first."
+            except Insufficient as error:
+                errors["credits"] = str(error).partition(" ")[2]
+            except InvalidRequest as error:
+                field, text = place(error, values)
+                errors[field] = text
+        return await self._page(request, values, errors)
+
+    async def _page(self, request: web.Request, values: Mapping[str, str], errors: Mapping[str, str]) -> web.Response:
+        balance = await self._desk.ledger.accounts.balance(request.match_info["org"])
+        return self._desk.pages.render(
+            request, "transfer.html", status=422 if errors else 200, values=values, errors=errors, balance=balance
+        )
+
+
+def _check(values: dict[str, str]) -> dict[str, str]:
+    errors = {}
+    if not is_key(values["key"]):
+        errors[""] = NOT_WHOLE
+        values["key"] = new_key()
+    if not is_name(values["to"]):
+        errors["to"] = f"Expected the name of an org, of 1 to {NAME_MAX} characters."
+    if not 0 < len(values["reason"]) <= REASON_MAX:
+        errors["reason"] = "Why? It is in both journals for ever."
+    return errors
