@@ -113,7 +113,6 @@ class Pages:
             "flash": flash,
             "csrf": lambda: self.sessions.csrf_token(request),
             "zone": self.zone(request),
-            "refresh_seconds": None,
         }
         text = self._templates.get_template(template).render({**known, **context})
         response = web.Response(text=text, status=status, content_type="text/html", headers=headers(form_action))

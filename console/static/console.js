@@ -47,11 +47,6 @@ addEventListener("pageshow", () => {
   for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
 });
 
-// A choice that only changes what is shown takes effect at once.
-for (const select of document.querySelectorAll("select[data-submit]")) {
-  select.addEventListener("change", () => select.form.requestSubmit());
-}
-
 // Where the navigation scrolls sideways, the page one is on is in view.
 for (const link of document.querySelectorAll("nav [aria-current=page]")) {
   const nav = link.closest("nav");
