@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 
 from ledger import keys
 from ledger.accounts import GrantReceipt, GrantRecord
-from ledger.clock import parse_time
 from ledger.connect import again
 from ledger.errors import InvalidRequest
 from ledger.money import format_micro
@@ -18,6 +18,16 @@ from ledger.store import Ledger
 
 NOT_YET, IN_FORCE, USED_UP, EXPIRED = "not_yet", "in_force", "used_up", "expired"
 """Of a grant: begins later; pays; nothing is left; something was left when it ended."""
+
+
+_BATCH: Final = 1000
+
+
+class _Place(msgspec.Struct):
+    """What of a record its place in the list follows from."""
+
+    key: str
+    granted_at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +53,43 @@ async def grants_page(
     balance = await ledger.accounts.balance(org)  # pays what is owed; says it when there is no such org
     names = keys.of_org(org)
     client: Any = ledger.client
+    places = await _places(client, names.grants)
+    places.sort(reverse=newest_first)
+    start = 0
+    if cursor is not None:
+        before = [number for number, (_, key) in enumerate(places) if key == cursor]
+        if not before:
+            raise InvalidRequest(f"cursor: {cursor!r:.60} is not one that was given here")
+        start = before[0] + 1
+    page = [key for _, key in places[start : start + limit]]
+    if not page:
+        return [], None
 
     async def ask() -> list[Any]:
         async with client.pipeline(transaction=True) as pipe:
             for name in (names.grants, names.purse, names.corrected):
-                pipe.hgetall(name)
+                pipe.hmget(name, page)
             answer: list[Any] = await pipe.execute()
             return answer
 
-    grants, purse, corrected = await again(ask)
-    records = [msgspec.json.decode(data, type=GrantRecord) for data in grants.values()]
-    records.sort(key=lambda record: (parse_time(record.granted_at), record.key), reverse=newest_first)
-    start = 0
-    if cursor is not None:
-        places = [place for place, record in enumerate(records) if record.key == cursor]
-        if not places:
-            raise InvalidRequest(f"cursor: {cursor!r:.60} is not one that was given here")
-        start = places[0] + 1
-    page = records[start : start + limit]
     states = [
-        _state(record, purse.get(record.key.encode()), int(corrected.get(record.key.encode(), 0)), balance.at_us)
-        for record in page
+        _state(msgspec.json.decode(data, type=GrantRecord), entry, int(corrected or 0), balance.at_us)
+        for data, entry, corrected in zip(*await again(ask), strict=True)
     ]
-    return states, page[-1].key if len(records) > start + limit else None
+    return states, page[-1] if len(places) > start + limit else None
+
+
+async def _places(client: Any, name: str) -> list[tuple[str, str]]:
+    """(when it was given, key) of all grants, read a part at a time: decisions on admission are not to wait for it."""
+    found: dict[str, str] = {}
+    cursor = 0
+    while True:
+        cursor, part = await again(partial(client.hscan, name, cursor, count=_BATCH))
+        for data in part.values():
+            place = msgspec.json.decode(data, type=_Place)
+            found[place.key] = place.granted_at.removesuffix("Z")  # so that these texts are in the order of time
+        if not cursor:
+            return [(at, key) for key, at in found.items()]
 
 
 def grant_state_shape(org: str, found: GrantState) -> dict[str, Any]:
