@@ -6,7 +6,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -14,24 +14,27 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from config.notices import NoticeSettings, Smtp
-from config.settings import Settings
+from config.settings import Settings, load_settings
 from config.values import Secret
 from enforcer.admission.webhook_config import make_pair
-from enforcer.app import build_app
-from enforcer.mailer import Mailer
+from enforcer.app import build_app, enforcing
+from enforcer.mailer import Mailer, NotSent
 from enforcer.notices import Telling
 from enforcer.notify import EVENT, SIGNATURE, sign
 from enforcer.org_hooks import OrgHooks
-from ledger.connect import Client
+from ledger.connect import Client, connect
 from ledger.errors import InvalidRequest
 from ledger.notice_prefs import Hook, NoticePreferences, Preferences, is_address, is_public
 from ledger.notice_text import words
-from ledger.notices import GIVE_UP_MS, event_id
+from ledger.notices import GIVE_UP_MS, Notice, event_id
 from ledger.purchase_step import Paid, Reversal
 from ledger.purchases import Purchases
 from ledger.store import Ledger
+from tests.dying import Dying, Killed
 from tests.standins.post_office import PostOffice, post_office
 
 pytestmark = pytest.mark.redis
@@ -455,9 +458,9 @@ async def test_preferences_over_http(client: Client) -> None:
     tokens = {}
     for role, org in (("admin", None), ("owner", "acme"), ("viewer", "acme"), ("scheduler", None), ("other", "globex")):
         tokens[role] = (await ledger.tokens.create("owner" if role == "other" else role, org))[1]
-    settings = Settings(path=Path("settings.yaml"), sources=())
+    given_settings = Settings(path=Path("settings.yaml"), sources=())
     path = "/v1/orgs/acme/notices"
-    async with TestClient(TestServer(build_app(ledger, settings))) as http:
+    async with TestClient(TestServer(build_app(ledger, given_settings))) as http:
 
         async def call(method: str, where: str, body: Any = None, role: str = "owner") -> tuple[int, Any]:
             headers = {"Authorization": f"Bearer {tokens[role]}"}
@@ -507,3 +510,77 @@ async def test_preferences_are_checked_where_they_are_kept(client: Client) -> No
     preferences = NoticePreferences(client, Ledger(client, T0).scripts)
     with pytest.raises(InvalidRequest, match="email"):
         await preferences.put("acme", Preferences(email=("x",)), who="t")
+
+
+async def test_an_enforcer_tells_by_itself(client: Client, valkey_url: str, office: PostOffice, tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        f"redis: {{url: '{valkey_url}'}}\nenforcer: {{listen: '127.0.0.1:0'}}\nmetering: {{interval_seconds: 0.1}}\n"
+        f"notices:\n  from: credits@example.com\n  smtp: {{host: 127.0.0.1, port: {office.port}, tls: none}}\n"
+    )
+    ledger = Ledger(client, T0)
+    await NoticePreferences(client, ledger.scripts).put("acme", Preferences(email=(OPS,)), who="t")
+    async with enforcing(load_settings(path, {})):
+        await ledger.accounts.upsert("acme", who="t")  # with no credits: its work is refused
+        async with asyncio.timeout(30):
+            while not office.mail:  # noqa: ASYNC110 - another task sends it
+                await asyncio.sleep(0.02)
+    assert office.subjects() == ["Org acme has nothing left for new work"]
+
+
+class Collected:
+    """Takes notices in place of a mail server, or says later."""
+
+    def __init__(self) -> None:
+        self.got: list[Notice] = []
+        self.is_up = True
+
+    async def send(self, notice: Notice) -> None:
+        if not self.is_up:
+            raise NotSent("421 later")
+        self.got.append(notice)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+async def test_every_event_is_told_and_twice_only_by_who_was_killed(
+    data: st.DataObject, valkey_url: str, later: Later
+) -> None:
+    async with connect(valkey_url, None) as client:
+        await client.flushall()
+        async with open_site(client, PostOffice(), wanted=Preferences(email=(OPS, "b@example.org"))) as site:
+            mail, kills, events = Collected(), 0, 0
+            acts = st.sampled_from(["event", "event", "round", "two rounds", "kill", "later", "down", "up"])
+            for act in data.draw(st.lists(acts, max_size=25), "acts"):
+                if act == "event":
+                    events += 1
+                    for _ in range(data.draw(st.integers(1, 2), "times")):
+                        await site.stage(events, "warn")
+                elif act == "round":
+                    await site.telling(mail).once()
+                elif act == "two rounds":
+                    await asyncio.gather(*(site.telling(mail).once() for _ in range(2)))
+                elif act == "kill":
+                    points = [data.draw(st.integers(1, 25), "point")]
+                    telling = site.telling(Dying(mail, points))
+                    telling._notices = Dying(telling._notices, points)  # type: ignore[assignment]
+                    with suppress(Killed):
+                        await telling.once()
+                        kills -= 1
+                    kills += 1
+                elif act == "later":
+                    later.ms += data.draw(st.sampled_from([1, 3, 61])) * MINUTE_MS
+                else:
+                    mail.is_up = act == "up"
+                await client.delete("credits:notifier")  # leases of the dead run out
+            mail.is_up = True
+            for _ in range(4):
+                later.ms += 121 * MINUTE_MS
+                await site.telling(mail).once()
+                await client.delete("credits:notifier")
+            for address in (OPS, "b@example.org"):
+                messages = {notice.id: notice for notice in mail.got if notice.to == address}
+                told = [json.loads(event)["event"] for one in messages.values() for event in one.events]
+                assert sorted(told) == sorted(event_id("acme", "warn", str(n + 1)) for n in range(events))
+            assert len(mail.got) - len({notice.id for notice in mail.got}) <= 2 * kills
+        later.ms = 0

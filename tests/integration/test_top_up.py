@@ -23,6 +23,7 @@ from ledger.errors import CreditsError, LedgerUnavailable
 from ledger.purchase_step import TOP_UP, month_of
 from ledger.purchases import Purchases
 from ledger.verify import verify
+from tests.dying import Dying, Killed
 from tests.shop import Shop, open_shop
 from tests.standins.faults import Fault
 
@@ -351,36 +352,6 @@ async def test_an_unlimited_org_is_never_topped_up(topped: Topped) -> None:
     shop, _ = topped
     await shop.ledger.accounts.upsert("acme", who="t", unlimited=True)
     assert await runner(shop).once() == {"enough": 1}
-
-
-class Killed(BaseException):
-    """As kill -9: nothing after it is done."""
-
-
-class Dying:
-    """Stands for something; the process dies at its so many-th point, which are before and after each call."""
-
-    def __init__(self, thing: Any, points: list[int]) -> None:
-        self._thing = thing
-        self._points = points
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._thing, name)
-        if not asyncio.iscoroutinefunction(found):
-            return found
-
-        async def call(*arguments: Any, **named: Any) -> Any:
-            self._pass()
-            result = await found(*arguments, **named)
-            self._pass()
-            return result
-
-        return call
-
-    def _pass(self) -> None:
-        self._points[0] -= 1
-        if self._points[0] == 0:
-            raise Killed
 
 
 def mortal(shop: Shop, point: int) -> TopUpRunner:
