@@ -18,7 +18,7 @@ from ledger.errors import Changed, IdempotencyConflict, InvalidRequest, UnknownO
 from ledger.lua import Scripts, common_keys, text
 from ledger.money import MICRO_MAX, format_micro
 from ledger.names import check_name
-from ledger.scopes import SCOPES_MAX, Scope, Supply, make_scope
+from ledger.scopes import SCOPES_MAX, Scope, Supply, make_scope, restricted_in
 
 GRANT_SOURCES = ("provision", "purchase", "refund", "gift")
 KEY_MAX = 255
@@ -361,7 +361,7 @@ def _balance(org: str, answer: list[Any]) -> Balance:
         contact=fields.get("contact"),
         policy=msgspec.json.decode(fields["policy"]) if fields.get("policy") else {},
         credit_line_micro=line,
-        restricted={Scope.decode(k): int(v) for k, v in msgspec.json.decode(fields.get("restricted", "{}")).items()},
+        restricted=restricted_in(fields.get("restricted", "{}")),
         owed_micro=int(fields.get("owed", 0)),
         revision=fields.get("settings_rev", "0"),
         acting=fields.get("acting", ""),

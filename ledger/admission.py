@@ -24,6 +24,7 @@ from ledger.pipelined import OnLate, Pipelined
 from ledger.rates_history import nano_of
 from ledger.rates_store import RatesStore
 from ledger.refusal_text import Circumstances
+from ledger.scopes import Scope, preset_of, restricted_in
 
 RATES_SECONDS = 2.0
 """How long rates are used before the ledger is asked whether they are still those."""
@@ -114,7 +115,7 @@ class Admissions:
             return Decision(
                 False, Code.UNKNOWN_ORG, refusal_text.unknown_org(request.org), "org", 0, needed, policy_mode=mode
             )
-        about = await self._circumstances(request.org, terms)
+        about = await self._circumstances(request, terms)
         if code == b"budget_exhausted":
             budget = budgets[index - 1]
             said = refusal_text.budget_exhausted(budget, now, available, needed, about, request.org)
@@ -198,13 +199,18 @@ class Admissions:
         )
         return 0, Decision(False, Code.UNPRICED, refusal_text.unpriced(request.cluster, what, name, known))
 
-    async def _circumstances(self, org: str, terms: Terms) -> Circumstances:
+    async def _circumstances(self, request: AdmissionRequest, terms: Terms) -> Circumstances:
         given = str(self._given_clock()) if self._given_clock else ""
-        names = tuple(common_keys(keys.of_org(org)))
+        names = tuple(common_keys(keys.of_org(request.org)))
         answer = await self.pipelined.shared(self._scripts.balance, names, (given,))
         fields = {text(k): text(v) for k, v in zip(answer[7::2], answer[8::2], strict=True)}
         burn = sum(int(v) for k, v in fields.items() if k.startswith("burn:"))
-        return Circumstances(fields.get("contact") or None, burn, terms.buy_url)
+        others: tuple[tuple[Scope, int], ...] = ()
+        if "restricted" in fields:
+            lefts = restricted_in(fields["restricted"])
+            others = tuple(item for item in sorted(lefts.items()) if not item[0].accepts(*_class(request)))
+        line = int(fields.get("credit_line") or 0)
+        return Circumstances(fields.get("contact") or None, burn, terms.buy_url, line, others)
 
     async def _lasts(
         self, request: AdmissionRequest, balance: Balance, hour: int | None
@@ -212,7 +218,8 @@ class Admissions:
         """(how long the tier that runs out first lasts, which one that is) once the work runs too."""
         found: list[tuple[int, str]] = []
         if hour is not None and not balance.unlimited and balance.burn_micro + hour > 0:
-            found.append((max(0, balance.left_micro) * HOUR_US // (balance.burn_micro + hour), "org"))
+            usable = min(balance.usable_micro, balance.supply.left_for(*_class(request), {}))
+            found.append((max(0, usable) * HOUR_US // (balance.burn_micro + hour), "org"))
         if hour:
             for state in await self._budget_store.states(request.org):
                 if state.budget.covers(request.project, request.user):
@@ -230,6 +237,11 @@ def unit_micro(nano: int, max_runtime_us: int | None, hold_us: int) -> int:
     """Micro-credits one unit needs to start at `nano` credits an hour, rounded up."""
     us = hold_us if max_runtime_us is None else min(max_runtime_us, hold_us)
     return -(-nano * UNIT * us // COST_DENOMINATOR)
+
+
+def _class(request: AdmissionRequest) -> tuple[str, str]:
+    app = request.app or ""
+    return request.cluster, preset_of(request.kind, request.preset or app, app)
 
 
 def _nano(table: RateTable, request: AdmissionRequest) -> int | None:

@@ -55,6 +55,12 @@ def make_scope(presets: Iterable[str], clusters: Iterable[str]) -> Scope | None:
     return scope if any(scope) else None
 
 
+def restricted_in(text: str) -> dict[Scope, int]:
+    """What is left by scope, as the balance script says it."""
+    lefts: dict[str, str] = msgspec.json.decode(text)
+    return {Scope.decode(scope): int(micro) for scope, micro in lefts.items()}
+
+
 def preset_of(kind: str, resource: str, app: str) -> str:
     """The preset that work runs on, "" where it runs on none: storage, or an app without a preset."""
     return "" if kind == "storage" or resource == app else resource

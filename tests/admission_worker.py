@@ -1,4 +1,5 @@
-"""Another process that asks for admissions: `python -m tests.admission_worker URL REQUESTS COUNT SEED [CONCURRENCY]`.
+"""Another process that asks for admissions: `python -m tests.admission_worker URL REQUESTS COUNT SEED
+[CONCURRENCY [PRESET,...]]`.
 
 Prints a line for each decision: the hold's id, or the code of the refusal.
 """
@@ -15,7 +16,7 @@ from ledger.hold_ids import new_hold_id
 from ledger.store import open_ledger
 
 
-async def main(url: str, requests: int, count: int, seed: int, concurrency: int) -> None:
+async def main(url: str, requests: int, count: int, seed: int, concurrency: int, presets: list[str]) -> None:
     """Ask, and ask again for the same hold where no answer came."""
     chance = random.Random(seed)
     gate = asyncio.Semaphore(concurrency)
@@ -24,7 +25,8 @@ async def main(url: str, requests: int, count: int, seed: int, concurrency: int)
 
         async def one(number: int) -> None:
             request = AdmissionRequest(
-                cluster="c", org="acme", project="vision", user="ann", preset="small", count=count,
+                cluster="c", org="acme", project="vision", user="ann", count=count,
+                preset=presets[number % len(presets)],
                 hold_id=new_hold_id("acme"), workload_id=f"{seed}-{number}" if chance.random() < 0.5 else None,
             )  # fmt: skip
             async with gate:
@@ -42,4 +44,5 @@ async def main(url: str, requests: int, count: int, seed: int, concurrency: int)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], *(int(text) for text in sys.argv[2:5]), *(map(int, sys.argv[5:6] or ["64"]))))
+    numbers = [int(text) for text in (*sys.argv[2:5], *(sys.argv[5:6] or ["64"]))]
+    asyncio.run(main(sys.argv[1], *numbers, (sys.argv[6:7] or ["small"])[0].split(",")))

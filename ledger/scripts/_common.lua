@@ -248,6 +248,11 @@ local function known_classes()
   return classes
 end
 
+local function class_of(hold)
+  local preset = type(hold.preset) == 'string' and hold.preset ~= hold.app and hold.preset or ''
+  return 'c\31' .. hold.cluster .. '\31' .. preset
+end
+
 local function note_class(class)
   for _, known in ipairs(known_classes()) do
     if known == class then return end

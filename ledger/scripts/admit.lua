@@ -23,13 +23,15 @@
 --          'new'|'replayed'|'', units, mode of the org's own policy or ''}
 --   code 'ok', 'no_credits', 'budget_exhausted', 'unknown_org', 'off' (the org's own mode),
 --   or 'stale' (budgets changed meanwhile: read again)
--- available_micro is the budget's where a budget ran out, and is what there is after a hold was made.
+-- available_micro is the budget's where a budget ran out, and is what there is after a hold was made; in an org with
+-- restricted grants it is what there is for this work. The org's credit line is not in it, and is counted beside it.
 -- A repeated request for the same workload and amount answers with the hold it has; another amount replaces it.
 local MICRO_MAX = 9007199254740991
 local ORG = ''
 local now = clock(ARGV[1])
-local known, unlimited, revision, policy = unpack(
-  redis.call('HMGET', KEYS[1], 'known', 'unlimited', 'budget_rev', 'policy'))
+local known, unlimited, revision, policy, credit_line, scoped = unpack(
+  redis.call('HMGET', KEYS[1], 'known', 'unlimited', 'budget_rev', 'policy', 'credit_line', 'scoped'))
+credit_line = tonumber(credit_line or '0')
 policy = policy and policy ~= '' and cjson.decode(policy)
 local mode = type(policy) == 'table' and type(policy.mode) == 'string' and policy.mode or ''
 
@@ -77,7 +79,7 @@ local function read_hold(id)
   if not record then return nil end
   local hold = cjson.decode(record)
   return {id = id, amount = tonumber(hold.amount), left = tonumber(hold.left), project = hold.tiers[2],
-    user = hold.tiers[3], expires_us = tonumber(hold.expires_us)}
+    user = hold.tiers[3], class = hold.tiers[4], expires_us = tonumber(hold.expires_us)}
 end
 
 local function hold_of_workload(workload)
@@ -91,7 +93,7 @@ local function drop(hold, units)
   drop_hold(hold.id, units)
 end
 
-local function make(id, record, workload, expires_us, required, project, user)
+local function make(id, record, workload, expires_us, required, project, user, class)
   made[#made + 1] = id
   made[#made + 1] = record
   expiries[#expiries + 1] = text(math.floor(expires_us / 1000))
@@ -105,6 +107,10 @@ local function make(id, record, workload, expires_us, required, project, user)
   added[ORG] = (added[ORG] or 0) + required
   added[project] = (added[project] or 0) + required
   added[user] = (added[user] or 0) + required
+  if class and required > 0 then
+    added[class] = (added[class] or 0) + required
+    note_class(class)
+  end
 end
 
 local budget_lists = {}
@@ -117,11 +123,16 @@ local function budgets_in(packed)
   return list
 end
 
-local granted, expired, spent
+local granted, expired, spent, free, restricted, debts
 
--- What the org has left for new work.
-local function org_has()
-  return granted - expired - spent - aside(ORG)
+-- What the org has left for new work of a class (nil where it never had restricted grants), with what the work has set
+-- aside already: `own`, as work of the class `of`.
+local function org_has(class, own, of)
+  if class and restricted then
+    write()  -- what is set aside for other classes is read as it is stored
+    return room(class, free, restricted, debts, own, of or '')
+  end
+  return granted - expired - spent - aside(ORG) + own
 end
 
 local function decide(request)
@@ -143,15 +154,16 @@ local function decide(request)
   local is_kept = units == 0
   if is_kept then units = present and present.left or 1 end
   local required = amount * units
+  local class = scoped and class_of(cjson.decode(record)) or nil
   local own = present and present.amount * present.left or 0
   local function admission(available, hold, expiry, novelty)
     return {'ok', available, 0, hold, expiry, novelty, units, mode}
   end
   if read_record(id) then  -- the answer to this very request was lost on its way
-    return admission(org_has(), id, expires_us, 'replayed')
+    return admission(org_has(class, 0), id, expires_us, 'replayed')
   end
-  if present and own == required and present.project == project and present.user == user then
-    return admission(org_has(), present.id, present.expires_us, 'replayed')
+  if present and own == required and present.project == project and present.user == user and present.class == class then
+    return admission(org_has(class, 0), present.id, present.expires_us, 'replayed')
   end
   local owner, passing = nil, 0
   if not present then
@@ -160,13 +172,13 @@ local function decide(request)
     own = owner and owner.amount * passing or 0
   end
   local free_in = present or owner
-  local available = org_has() + own
+  local available = org_has(class, own, free_in and free_in.class)
 
   -- Work that costs nothing is never refused for want of credits.
   if required > 0 then
     -- Nobody has an unknown org's or an unlimited org's balance to look at; sums stay countable all the same.
     local countable = sum(KEYS[6], ORG) + (added[ORG] or 0) + required <= MICRO_MAX
-    if not countable or (known and unlimited ~= '1' and available < required) then
+    if not countable or (known and unlimited ~= '1' and available + credit_line < required) then
       return refusal('no_credits', available)
     end
     for index, budget in ipairs(budgets_in(budgets)) do
@@ -182,12 +194,13 @@ local function decide(request)
   elseif passing > 0 then
     drop(owner, passing)
   end
-  if is_kept then
+  if is_kept or class then
     local hold = cjson.decode(record)
     hold.left = text(units)
+    hold.tiers[4] = class
     record = cjson.encode(hold)
   end
-  make(name, record, workload, expires_us, required, project, user)
+  make(name, record, workload, expires_us, required, project, user, class)
   return admission(available - required, name, expires_us, 'new')
 end
 
@@ -203,7 +216,7 @@ if mode == 'off' then
 end
 write()
 expire_holds(now)
-granted, expired, spent = funds(now)
+granted, expired, spent, free, restricted, debts = funds(now)
 for i, record in ipairs(redis.call('HMGET', KEYS[3], unpack(ids))) do records[ids[i]] = record end
 for i = 1, #requests do answers[i] = decide(requests[i]) end
 write()

@@ -38,8 +38,7 @@ local function tell_holds_apart()
   local holds = redis.call('HGETALL', KEYS[3])
   for i = 1, #holds, 2 do
     local hold = cjson.decode(holds[i + 1])
-    local preset = type(hold.preset) == 'string' and hold.preset ~= hold.app and hold.preset or ''
-    local class = 'c\31' .. hold.cluster .. '\31' .. preset
+    local class = class_of(hold)
     hold.tiers[#hold.tiers + 1] = class
     redis.call('HSET', KEYS[3], holds[i], cjson.encode(hold))
     redis.call('HINCRBY', KEYS[6], class, text(tonumber(hold.amount) * tonumber(hold.left)))

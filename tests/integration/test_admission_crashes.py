@@ -42,11 +42,11 @@ async def start(*arguments: str) -> asyncio.subprocess.Process:
 
 
 async def ask_from(
-    processes: int, url: str, requests: int, count: int, seed: int, begun: asyncio.Event | None = None
+    processes: int, url: str, requests: int, count: int, seed: int, begun: asyncio.Event | None = None, *more: str
 ) -> list[str]:
-    """What the processes were told, all asking at once; `begun` is set when they do."""
+    """What the processes were told, all asking at once; `begun` is set when they do. `more`: arguments of each."""
     arguments = ("tests.admission_worker", url, str(requests), str(count))
-    workers = [await start(*arguments, str(seed + number)) for number in range(processes)]
+    workers = [await start(*arguments, str(seed + number), *more) for number in range(processes)]
     for worker in workers:
         assert worker.stdout is not None
         assert await worker.stdout.readline() == b"ready\n"

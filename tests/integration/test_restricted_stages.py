@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from enforcer.stages import Stage
+from ledger.admission import AdmissionRequest
 from ledger.connect import Client
 from tests.stages_lab import CREDIT, HOUR, Cluster
 
@@ -16,8 +17,8 @@ async def _grant(cluster: Cluster, micro: int, *presets: str) -> None:
     await cluster.ledger.accounts.grant("acme", micro, key=str(cluster.grants), who="test", presets=presets)
 
 
-async def test_only_what_no_grant_pays_for_is_suspended_and_goes_on_when_one_does(client: Client) -> None:
-    cluster = Cluster(client)
+async def test_only_what_no_grant_pays_for_is_suspended_and_goes_on_when_one_does(any_client: Client) -> None:
+    cluster = Cluster(any_client)
     await cluster.setup(4 * CREDIT, "small", "large")
     cluster.presets["large"] = "large"
     await _grant(cluster, 100 * CREDIT, "large")
@@ -34,6 +35,12 @@ async def test_only_what_no_grant_pays_for_is_suspended_and_goes_on_when_one_doe
     balance = await cluster.ledger.accounts.balance("acme")
     assert balance.owed_micro == 0
     assert (balance.spent_micro, balance.left_micro) == (20 * CREDIT, 84 * CREDIT)
+    for preset, code in (("small", "no_credits"), ("large", "ok")):
+        request = AdmissionRequest(cluster="c", org="acme", project="p", user="u", preset=preset)
+        decision = await cluster.ledger.admissions.admit(request)
+        assert (decision.code, decision.available_micro) == (code, 0 if preset == "small" else 82 * CREDIT)
+        if decision.hold_id:
+            await cluster.ledger.admissions.release("acme", decision.hold_id)
     # More for the other preset changes nothing for it, more for any work does.
     await _grant(cluster, 100 * CREDIT, "large")
     assert await cluster.after(1) == Stage.ACT
