@@ -45,7 +45,7 @@ def console_side(
     from console.sessions import Sessions
     from console.sign_in import Door, SignIn
     from console.top_up_page import TopUpPage
-    from enforcer.access import ConsoleSide, Route, token_of
+    from enforcer.access import ConsoleSide, token_of
     from enforcer.addresses import address_of
     from ledger.audit import Audit
     from ledger.sessions import SessionStore
@@ -63,7 +63,7 @@ def console_side(
     calls += TopUpPage(desk).calls() if till is not None else []
     if provider is not None:
         calls += OidcSignIn(door, provider).calls()
-    return ConsoleSide(sessions.identify, pages.error_page, [Route(*call) for call in calls])
+    return ConsoleSide(sessions.identify, pages.error_page, calls)
 
 
 @asynccontextmanager

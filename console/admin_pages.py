@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from api.routes import Route
 from config.settings import Settings
 from config.sources import source_type
 from console.audit_page import AuditPage
-from console.calls import Call
 from console.correct_page import CorrectPage
 from console.desk import Desk
 from console.grant_page import GrantPage
@@ -23,7 +23,7 @@ from console.transfer_page import TransferPage
 ADMIN: Final = ("admin",)
 
 
-def admin_calls(desk: Desk, given: Settings) -> list[Call]:
+def admin_calls(desk: Desk, given: Settings) -> list[Route]:
     """The calls of these pages."""
     org = "/console/orgs/{org}"
     settings, grant, tokens = OrgSettings(desk), GrantPage(desk), TokenPages(desk)
@@ -51,4 +51,4 @@ def admin_calls(desk: Desk, given: Settings) -> list[Call]:
         ("POST", "/console/tokens/revoke", tokens.revoke),
         ("GET", "/console/audit", AuditPage(desk).page),
     ]
-    return [Call(method, path, handler, ADMIN, "session") for method, path, handler in calls]
+    return [Route(method, path, handler, ADMIN, "session") for method, path, handler in calls]

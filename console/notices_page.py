@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from api.routes import Route
 from config.notices import NoticeSettings
-from console.calls import Call
 from console.desk import CHANGE, SEE, Desk
 from console.pages import org_url
 from ledger.errors import InvalidRequest
@@ -34,12 +34,12 @@ class NoticesPage:
         ledger = desk.ledger
         self._preferences = NoticePreferences(ledger.client, ledger.scripts, ledger.clock)
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[Route]:
         """Who may see it, and who may change it."""
         return [
-            Call("GET", _PATH, self.page, SEE, "session"),
-            Call("POST", _PATH, self.save, CHANGE, "session"),
-            Call("POST", f"{_PATH}/test", self.test, CHANGE, "session"),
+            Route("GET", _PATH, self.page, SEE, "session"),
+            Route("POST", _PATH, self.save, CHANGE, "session"),
+            Route("POST", f"{_PATH}/test", self.test, CHANGE, "session"),
         ]
 
     async def page(self, request: web.Request) -> web.Response:

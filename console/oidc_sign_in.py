@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from api.routes import Route
 from config.console import ROLES
-from console.calls import Call
 from console.oidc import Provider, ProviderError, said_by
 from console.places import safe_next
 from console.sign_in import Door
@@ -48,11 +48,11 @@ class OidcSignIn:
         self._door = door
         self._provider = provider
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[Route]:
         """Open to everyone: it is for who is not signed in yet."""
         return [
-            Call("GET", "/console/oidc/start", self.start, None, "session"),
-            Call("GET", CALLBACK, self.callback, None, "session"),
+            Route("GET", "/console/oidc/start", self.start, None, "session"),
+            Route("GET", CALLBACK, self.callback, None, "session"),
         ]
 
     async def start(self, request: web.Request) -> web.Response:

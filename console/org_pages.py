@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from api.routes import Route
 from console.budget_pages import BudgetPages
 from console.buy_pages import BuyPages
-from console.calls import Call
 from console.desk import CHANGE, SEE, Desk
 from console.history_pages import HistoryPages
 from console.overview import Overview
@@ -15,7 +15,7 @@ from console.usage_pages import UsagePages
 from console.zone_page import ZonePage
 
 
-def org_calls(desk: Desk) -> list[Call]:
+def org_calls(desk: Desk) -> list[Route]:
     """The calls of these pages."""
     overview, usage, history = Overview(desk), UsagePages(desk), HistoryPages(desk)
     budgets, buy, zone = BudgetPages(desk), BuyPages(desk), ZonePage(desk.pages)
@@ -41,4 +41,4 @@ def org_calls(desk: Desk) -> list[Call]:
         ("GET", f"{org}/buy", buy.page, CHANGE),
         ("POST", f"{org}/buy", buy.buy, CHANGE),
     ]
-    return [Call(method, path, handler, roles, "session") for method, path, handler, roles in calls]
+    return [Route(method, path, handler, roles, "session") for method, path, handler, roles in calls]

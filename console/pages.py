@@ -16,8 +16,8 @@ from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from multidict import MultiDictProxy
 
+from api.routes import Route
 from console import texts
-from console.calls import Call
 from ledger.tokens import Token
 
 ORG_PLACES: Final = (
@@ -87,9 +87,9 @@ class Pages:
         self._templates.filters |= texts.FILTERS
         self._templates.globals["static"] = self.static_url
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[Route]:
         """The files that pages refer to; everybody may have them."""
-        return [Call("GET", "/console/static/{version}/{name}", self._file, None, "session")]
+        return [Route("GET", "/console/static/{version}/{name}", self._file, None, "session")]
 
     def render(
         self,

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from api.routes import Route
 from config.console import ROLES
-from console.calls import Call
 from console.pages import Pages, org_url
 from console.places import HOME, SIGN_IN, safe_next
 from console.sessions import Sessions
@@ -84,17 +84,17 @@ class SignIn:
         self._pages = door.pages
         self._sessions = door.sessions
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[Route]:
         """All calls; those without roles look at the session themselves."""
         return [
-            Call("GET", "/console", self.home, ROLES, "session"),
-            Call("GET", "/console/", self.home, ROLES, "session"),
-            Call("GET", SIGN_IN, self.show, None, "session"),
-            Call("POST", SIGN_IN, self.by_token, None, "session"),
-            Call("POST", "/console/sign-out", self.sign_out, None, "session"),
-            Call("GET", "/console/choose", self.choices, None, "session"),
-            Call("POST", "/console/choose", self.choose, None, "session"),
-            Call("GET", "/console/session", self.session, ROLES, "session"),
+            Route("GET", "/console", self.home, ROLES, "session"),
+            Route("GET", "/console/", self.home, ROLES, "session"),
+            Route("GET", SIGN_IN, self.show, None, "session"),
+            Route("POST", SIGN_IN, self.by_token, None, "session"),
+            Route("POST", "/console/sign-out", self.sign_out, None, "session"),
+            Route("GET", "/console/choose", self.choices, None, "session"),
+            Route("POST", "/console/choose", self.choose, None, "session"),
+            Route("GET", "/console/session", self.session, ROLES, "session"),
         ]
 
     async def home(self, request: web.Request) -> web.Response:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from console.calls import Call
+from api.routes import Route
 from console.desk import CHANGE, Desk
 from console.pages import org_url
 from console.payments import Till
@@ -37,12 +37,12 @@ class TopUpPage:
         self._desk = desk
         self._till: Till = desk.till
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[Route]:
         """Who may use it."""
         return [
-            Call("GET", _PATH, self.page, CHANGE, "session"),
-            Call("POST", _PATH, self.save, CHANGE, "session"),
-            Call("POST", f"{_PATH}/end", self.end, CHANGE, "session"),
+            Route("GET", _PATH, self.page, CHANGE, "session"),
+            Route("POST", _PATH, self.save, CHANGE, "session"),
+            Route("POST", f"{_PATH}/end", self.end, CHANGE, "session"),
         ]
 
     async def page(self, request: web.Request) -> web.Response:

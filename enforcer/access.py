@@ -9,8 +9,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from aiohttp import web
 
-from api.routes import Handler, names_of
-from api.routes import Route as Route
+from api.routes import Handler, Route, names_of
 from enforcer.bodies import required_name
 from enforcer.failures import Failures
 from enforcer.problems import ErrorPage, Problem

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from enforcer.problems import Handler
+from api.routes import Handler
 
 Network = IPv4Network | IPv6Network
 _HOPS_MAX = 20

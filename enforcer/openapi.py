@@ -146,7 +146,11 @@ def _operation(route: Route) -> dict[str, Any]:
         content: dict[str, Any] = {"schema": _schema(about.body)}
         if about.example is not None:
             content["example"] = about.example
-        operation["requestBody"] = {"required": True, "content": {"application/json": content}}
+        operation["requestBody"] = {
+            "description": f"At most {about.body_max} bytes.",
+            "required": True,
+            "content": {"application/json": content},
+        }
     return operation
 
 

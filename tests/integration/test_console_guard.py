@@ -9,7 +9,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from enforcer.access import ADMIN, OWNER, VIEWER, ConsoleSide, Route, token_of
+from api.routes import Route
+from enforcer.access import ADMIN, OWNER, VIEWER, ConsoleSide, token_of
 from enforcer.app import build_app
 from enforcer.failures import Failures
 from enforcer.metrics import AUTH_FAILURES

@@ -25,7 +25,7 @@ from config.values import Address, Secret
 from console.payments_api import PaymentsApi
 from console.provider import ProviderUnavailable
 from console.reconcile import Reconciler
-from enforcer.access import Route, token_of
+from enforcer.access import token_of
 from enforcer.app import build_app, enforcing
 from enforcer.metrics import PAYMENTS_REFUSED, EnforcerMetrics
 from exporter import metric_names
@@ -288,7 +288,7 @@ async def test_without_settings_nothing_is_sold(client: Client) -> None:
     ledger = Ledger(client, T0)
     _, token = await ledger.tokens.create("owner", "acme")
     api = PaymentsApi(None, lambda request: token_of(request).who)
-    async with TestClient(TestServer(build_app(ledger, SETTINGS, more=[Route(*c) for c in api.calls()]))) as http:
+    async with TestClient(TestServer(build_app(ledger, SETTINGS, more=api.calls()))) as http:
         for method, path in (("POST", "/v1/orgs/acme/purchases"), ("POST", "/v1/payments/stripe")):
             async with http.request(method, path, headers={"Authorization": f"Bearer {token}"}) as response:
                 assert response.status == 501
