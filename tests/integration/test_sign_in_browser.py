@@ -33,6 +33,8 @@ PAGES = (
     "/console/orgs", "/console/new-org", "/console/orgs/acme/settings", "/console/orgs/acme/grant", "/console/rates",
     "/console/sources", "/console/stages", "/console/shadow", "/console/tokens", "/console/session",
     "/console/audit",
+    "/console/orgs/acme/correct?of=k",
+    "/console/orgs/acme/transfer",
 )  # fmt: skip
 AXE = AXE_FILE_PATH.read_text()
 
