@@ -104,7 +104,12 @@ class Admissions:
         mode = policy_mode.decode()
         needed = amount * (request.count or units)
         if code == b"ok":
-            reason = refusal_text.admitted(needed, request.org, available if hold else None, request.count or 1)
+            if novelty == b"metered":
+                reason = refusal_text.goes_on()
+            elif novelty == b"unknown":
+                reason = refusal_text.unknown_org_let_in(request.org)
+            else:
+                reason = refusal_text.admitted(needed, request.org, available if hold else None, request.count or 1)
             return Decision(
                 True, Code.OK, reason, None, available, needed, hold.decode() or None, expires or None, mode,
                 novelty == b"replayed",

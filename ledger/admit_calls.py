@@ -164,4 +164,4 @@ def _cover(budgets: tuple[Budget, ...], project: str, user: str, now: int) -> _C
 @lru_cache(maxsize=4096)
 def _script_keys(org: str) -> tuple[str, ...]:
     names = keys.of_org(org)
-    return (*common_keys(names), names.budget_spent)
+    return (*common_keys(names), names.budget_spent, names.metered)

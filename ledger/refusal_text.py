@@ -153,6 +153,16 @@ def _second(us: int) -> str:
     return format_time(us // 1_000_000 * 1_000_000)
 
 
+def goes_on() -> str:
+    """Allowed without a hold: its use is counted as it runs."""
+    return "This runs and is charged already, so nothing more is set aside for it."
+
+
+def unknown_org_let_in(org: str) -> str:
+    """Allowed without a hold: there is no balance to hold it from."""
+    return f"Nobody has set up org {org!r} here; this may start all the same, and is charged to it."
+
+
 def _who_helps(org: str, about: Circumstances) -> str:
     ask = about.contact or f"an owner of org {org} or an administrator of the cluster"
     buy = f", or buy credits at {about.buy_url}" if about.buy_url else ""

@@ -2,7 +2,7 @@
 -- Decide over org, project and user budgets at once and set the credits aside, in one step; for several requests to
 -- one org, as if each had come by itself, one after the other.
 --
--- KEYS    the eight of _common, 9 budgetspent
+-- KEYS    the eight of _common, 9 budgetspent, 10 metered
 -- ARGV    1 now_us or ''
 --         2... one request each (msgpack list; a name that is missing is '', amounts below 2^53 + 2):
 --           id          of the hold to make
@@ -20,12 +20,14 @@
 --           dry_run     true: decide only
 -- Returns a list for each request, in their order:
 --         {code, available_micro, index of the budget that ran out or 0, hold id, expires_us,
---          'new'|'replayed'|'', units, mode of the org's own policy or ''}
+--          'new'|'replayed'|'metered'|'unknown'|'', units, mode of the org's own policy or ''}
 --   code 'ok', 'no_credits', 'budget_exhausted', 'unknown_org', 'off' (the org's own mode),
 --   or 'stale' (budgets changed meanwhile: read again)
 -- available_micro is the budget's where a budget ran out, and is what there is after a hold was made; in an org with
 -- restricted grants it is what there is for this work. The org's credit line is not in it, and is counted beside it.
--- A repeated request for the same workload and amount answers with the hold it has; another amount replaces it.
+-- A repeated request for the same workload and amount answers with the hold it has, and when that expires by now;
+-- another amount replaces it. Without a hold are let in: work that is charged already ('metered'), and work of an org
+-- nobody knows ('unknown'), of which nothing is to stay behind.
 local MICRO_MAX = 9007199254740991
 local ORG = ''
 local now = clock(ARGV[1])
@@ -80,6 +82,12 @@ local function read_hold(id)
   local hold = cjson.decode(record)
   return {id = id, amount = tonumber(hold.amount), left = tonumber(hold.left), project = hold.tiers[2],
     user = hold.tiers[3], class = hold.tiers[4], expires_us = tonumber(hold.expires_us)}
+end
+
+-- A hold that waits lives longer than its record says; the sorted set knows it to the millisecond.
+local function expiry_of(id, said_us)
+  local ms = tonumber(redis.call('ZSCORE', KEYS[4], id) or math.floor(said_us / 1000))
+  return ms == math.floor(said_us / 1000) and said_us or ms * 1000
 end
 
 local function hold_of_workload(workload)
@@ -159,11 +167,15 @@ local function decide(request)
   local function admission(available, hold, expiry, novelty)
     return {'ok', available, 0, hold, expiry, novelty, units, mode}
   end
+  if not known then return admission(0, '', 0, 'unknown') end
   if read_record(id) then  -- the answer to this very request was lost on its way
-    return admission(org_has(class, 0), id, expires_us, 'replayed')
+    return admission(org_has(class, 0), id, expiry_of(id, read_hold(id).expires_us), 'replayed')
   end
   if present and own == required and present.project == project and present.user == user and present.class == class then
-    return admission(org_has(class, 0), present.id, present.expires_us, 'replayed')
+    return admission(org_has(class, 0), present.id, expiry_of(present.id, present.expires_us), 'replayed')
+  end
+  if not present and units == 1 and workload ~= '' and redis.call('SISMEMBER', KEYS[10], workload) == 1 then
+    return admission(org_has(class, 0), '', 0, 'metered')
   end
   local owner, passing = nil, 0
   if not present then
@@ -176,9 +188,9 @@ local function decide(request)
 
   -- Work that costs nothing is never refused for want of credits.
   if required > 0 then
-    -- Nobody has an unknown org's or an unlimited org's balance to look at; sums stay countable all the same.
+    -- Nobody has an unlimited org's balance to look at; sums stay countable all the same.
     local countable = sum(KEYS[6], ORG) + (added[ORG] or 0) + required <= MICRO_MAX
-    if not countable or (known and unlimited ~= '1' and available + credit_line < required) then
+    if not countable or (unlimited ~= '1' and available + credit_line < required) then
       return refusal('no_credits', available)
     end
     for index, budget in ipairs(budgets_in(budgets)) do

@@ -22,11 +22,13 @@ from config.settings import AdmissionSettings, Settings
 from config.sources import ApoloSource, KubernetesSource, PresetSize
 from config.values import Secret
 from enforcer.app import DESK, build_app
+from exporter.rounds import Books, Rounds
 from ledger import keys
 from ledger.connect import Client
-from ledger.model import RatePlan, RateTable
+from ledger.model import Observation, RatePlan, RateTable, Snapshot
 from ledger.store import Ledger
 from ledger.verify import verify
+from tests.stages_lab import Nothing
 from tests.standins.faults import Fault
 from tests.standins.kube_api import KubeApi
 
@@ -219,6 +221,24 @@ async def test_beside_the_platform_the_hold_of_a_jobs_pod_ends_when_the_job_is_c
         assert await hook.held() == 2 * CREDIT
         holds: Any = await client.hkeys(keys.of_org("acme").hold_of)
         assert {name.decode() for name in holds} == {f"c{keys.US}job-1", f"c{keys.US}other-uid"}
+
+
+async def test_a_pod_that_calls_itself_a_job_that_runs_pays_for_itself(client: Client) -> None:
+    platform = ApoloSource(name="a", cluster="c", url="http://127.0.0.1:9", token=Secret("t"))
+    sources = (KubernetesSource(name="k", cluster="c"), platform)
+    async with webhook(client, replace(SETTINGS, sources=sources)) as hook:
+        assert (await hook.ask(review(recreated("one"))))["allowed"]
+        now = hook.ledger.clock()
+        runs = Observation("job-1", "job", "acme", "vision", "ann", "small", "", now)
+        await Rounds(Books(hook.ledger), Nothing(), 900_000_000).take(Snapshot("s", "c", now + 1, [runs]), None)
+        assert await hook.held() == CREDIT  # its next minutes
+        again = await hook.ask(review(recreated("two")))
+        assert (again["allowed"], again["auditAnnotations"]) == (True, {"code": "ok"})
+        assert await hook.held() == CREDIT
+        elsewhere = "platform--acme--other--00"
+        assert (await hook.ask(review(recreated("copy-1"), namespace=elsewhere)))["allowed"]
+        assert await hook.held() == 2 * CREDIT
+        assert not (await hook.ask(review(recreated("copy-2"), userInfo={"username": "ann"})))["allowed"]
 
 
 async def test_a_suspended_job_holds_nothing(hook: Webhook) -> None:
