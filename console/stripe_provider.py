@@ -149,17 +149,17 @@ class StripeProvider:
 
         def ask(client: stripe.StripeClient) -> Charge | None:
             api = client.v1.payment_intents
-            if order.session:
-                return read.charge_of(_as(api.retrieve(order.session), read.Intent))
             try:
+                if order.session:
+                    return read.charge_of(_as(api.retrieve(order.session), read.Intent))
                 for one in api.list(since).auto_paging_iter():
                     intent = _as(one, read.Intent)
                     if read.place_in(intent.metadata) == (order.org, order.id):
                         return read.charge_of(intent)
             except stripe.InvalidRequestError as error:
-                if error.code != "resource_missing":  # the customer is gone
+                if error.code != "resource_missing":  # the customer is gone, or the key is now another account's
                     raise
-            return None
+            return Charge(order.session, "cancelled", "payment_unknown") if order.session else None
 
         return await self._call(ask)
 

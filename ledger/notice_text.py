@@ -24,6 +24,7 @@ _REASONS: Final = {
     "card_removed": "the saved card is gone",
     "expired_card": "the card has expired",
     "card_declined": "the card was declined",
+    "payment_unknown": "the payment provider does not know the payment any more",
 }
 
 

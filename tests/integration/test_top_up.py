@@ -228,6 +228,17 @@ async def test_a_slow_charge_stays_in_flight_until_it_is_known(topped: Topped) -
     assert await shop.balance() == "110"
 
 
+async def test_a_charge_that_stripe_does_not_know_any_more_does_not_hang(topped: Topped) -> None:
+    shop, _ = topped
+    card_of(shop)["_does"] = "waits"
+    await runner(shop).once()
+    del shop.stripe.payments[charges(shop)[0]["id"]]
+    await runner(shop).once()
+    shape = await shape_of(shop)
+    assert (shape["order"], shape["declines"]) == (None, 1)
+    assert (await told(shop))[-1][:2] == ("failed", "payment_unknown")
+
+
 FAULTS = {
     "500, then it works": [Fault(INTENTS, status=500, method="POST")],
     "500 for long": [Fault(INTENTS, status=500, method="POST", times=2)],

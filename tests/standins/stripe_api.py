@@ -226,7 +226,8 @@ class StripeApi:
                 return refused
             thing = things.get(request.match_info["id"])
             if thing is None:
-                return _error(404, "invalid_request_error", f"No such object: '{request.match_info['id']}'")
+                said = f"No such object: '{request.match_info['id']}'"
+                return _error(404, "invalid_request_error", said, code="resource_missing")
             shown = _shown(thing)
             if "payment_method" in request.query.getall("expand[0]", []) and thing.get("payment_method"):
                 shown["payment_method"] = _shown(self.methods[thing["payment_method"]])
