@@ -149,6 +149,7 @@ async def test_an_administrator_grants_once_by_a_double_click(client: Client, br
         assert [grant.credits for grant in grants] == ["12.5", "12.5"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "size"), [("light", WIDE), ("dark", PHONE)])
 async def test_pages_are_usable_by_everybody(
     client: Client, browser: Browser, scheme: str, size: tuple[int, int]
