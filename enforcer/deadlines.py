@@ -7,18 +7,17 @@ from collections import deque
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
+import msgspec
+
 T = TypeVar("T")
 _LOOKS = 20
 """How often time is looked at within the limit: it is kept to a twentieth."""
 
 
-class _Entry:
-    __slots__ = ("deadline", "is_over", "task")
-
-    def __init__(self, task: asyncio.Task[Any], deadline: float) -> None:
-        self.task: asyncio.Task[Any] | None = task
-        self.deadline = deadline
-        self.is_over = False
+class _Entry(msgspec.Struct, eq=False):
+    task: asyncio.Task[Any] | None
+    deadline: float
+    is_over: bool = False
 
 
 class Deadlines:

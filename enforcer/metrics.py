@@ -41,7 +41,7 @@ class EnforcerMetrics:
         self.registry = CollectorRegistry()
         self.stages: Mapping[str, int] = {}
         self.refused: Mapping[str, int] = {}
-        self._counts: Tally[tuple[str, str]] = Tally()
+        self._counts: Tally[tuple[str, str]] = Tally()  # what was saved, or tried to be, and since then:
         self._unsaved: Tally[tuple[str, str]] = Tally()
         # A histogram of the client's own walks through its buckets under locks, which every decision would pay for.
         self._took = [0] * (len(_BUCKETS) + 1)
@@ -65,7 +65,6 @@ class EnforcerMetrics:
 
     def count(self, decision: str, code: str) -> None:
         """One more decision."""
-        self._counts[decision, code] += 1
         self._unsaved[decision, code] += 1
 
     def observe(self, seconds: float) -> None:
@@ -81,7 +80,7 @@ class EnforcerMetrics:
         family = CounterMetricFamily(
             ADMISSIONS, "Admission decisions, by decision and code.", labels=("decision", "reason")
         )
-        for labels, value in sorted(self._counts.items()):
+        for labels, value in sorted((self._counts + self._unsaved).items()):
             family.add_metric(labels, value)
         yield family
         bounds = [*(str(bound) for bound in _BUCKETS), "+Inf"]
@@ -124,6 +123,7 @@ class EnforcerMetrics:
     async def save(self, ledger: Ledger) -> None:
         """Add what was counted since the last time. A lost answer may lose or double one save."""
         unsaved, self._unsaved = self._unsaved, Tally()
+        self._counts += unsaved
         client: Any = ledger.client
         for (decision, code), value in unsaved.items():
             await client.hincrby(keys.ADMISSIONS, keys.US.join((self.instance, decision, code)), value)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import msgspec
 from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
@@ -30,25 +31,14 @@ OnLate = Callable[[Any], None]
 """Gets the answer of a call whose caller gave it up."""
 
 
-class _Call:
-    __slots__ = ("answer", "arguments", "is_shared", "names", "on_late", "request", "script")
-
-    def __init__(
-        self,
-        script: Script,
-        names: tuple[str, ...],
-        arguments: tuple[Any, ...],
-        request: bytes | None,
-        on_late: OnLate | None,
-        is_shared: bool = False,
-    ) -> None:
-        self.script = script
-        self.names = names
-        self.arguments = arguments
-        self.request = request
-        self.on_late = on_late
-        self.is_shared = is_shared
-        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+class _Call(msgspec.Struct, eq=False):
+    answer: asyncio.Future[Any]
+    script: Script
+    names: tuple[str, ...]
+    arguments: tuple[Any, ...]
+    request: bytes | None = None
+    on_late: OnLate | None = None
+    is_shared: bool = False
 
     def settle(self, answer: Any) -> None:
         if self.answer.done():
@@ -103,11 +93,11 @@ class Pipelined:
 
         Raises: LedgerUnavailable. When cancelled, the answer, if one comes, goes to `on_late`.
         """
-        return await again(lambda: self._queue(_Call(script, tuple(names), tuple(arguments), None, on_late)))
+        return await again(lambda: self._queue(_Call(_future(), script, tuple(names), tuple(arguments), None, on_late)))
 
     async def shared(self, script: Script, names: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
         """As `call`, of a script that only reads: all that ask for the same at the same time share one answer."""
-        return await again(lambda: self._queue(_Call(script, names, arguments, None, None, is_shared=True)))
+        return await again(lambda: self._queue(_Call(_future(), script, names, arguments, is_shared=True)))
 
     async def among(
         self,
@@ -118,7 +108,7 @@ class Pipelined:
         on_late: OnLate | None = None,
     ) -> Any:
         """As `call`, of a script that takes any number of requests after its arguments and answers them in a list."""
-        return await again(lambda: self._queue(_Call(script, names, arguments, request, on_late, is_shared=True)))
+        return await again(lambda: self._queue(_Call(_future(), script, names, arguments, request, on_late, True)))
 
     def _queue(self, call: _Call) -> asyncio.Future[Any]:
         self._waiting.append(call)
@@ -194,6 +184,10 @@ class Pipelined:
             raise
         self._idle.append(connection)
         return answers
+
+
+def _future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
 
 
 def _together(calls: Iterable[_Call]) -> list[_Command]:
