@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
@@ -14,7 +15,6 @@ from aiohttp import web
 from api.routes import PART, Operation, Route, names_of
 from api.shapes import Problem
 from api.types import Name
-from enforcer.bodies import answer
 from enforcer.docs_page import render
 
 VERSION: Final = "3.1.0"
@@ -84,21 +84,25 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
 
 def description_routes(routes: list[Route]) -> list[Route]:
     """The routes that serve the document of all these and themselves: for programs, and as a page."""
-    made: list[tuple[dict[str, Any], str, dict[str, str]]] = []
+    made: list[asyncio.Task[tuple[bytes, str, dict[str, str]]]] = []
 
-    def description() -> tuple[dict[str, Any], str, dict[str, str]]:
-        if not made:
-            document = describe([*routes, *own])
-            made.append((document, *render(document)))
-        return made[0]
+    def make() -> tuple[bytes, str, dict[str, str]]:
+        document = describe([*routes, *own])
+        return msgspec.json.encode(document), *render(document)
+
+    async def description() -> tuple[bytes, str, dict[str, str]]:
+        if not made:  # aside, for it takes longer than an admission may wait
+            made.append(asyncio.get_running_loop().create_task(asyncio.to_thread(make)))
+        return await asyncio.shield(made[0])
 
     async def for_programs(request: web.Request) -> web.Response:
         """This document."""
-        return answer(description()[0])
+        document, _, _ = await description()
+        return web.Response(body=document, content_type="application/json")
 
     async def for_people(request: web.Request) -> web.Response:
         """This document as a page."""
-        _, page, headers = description()
+        _, page, headers = await description()
         return web.Response(text=page, content_type="text/html", headers=headers)
 
     own = [

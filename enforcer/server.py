@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from config.settings import EnforcerSettings
 from enforcer.tls import Certificates
 from ledger.errors import InvalidRequest
 
+log = logging.getLogger(__name__)
 _HEADER_MAX: Final = 16 * 1024
 _COLLECTED_EVERY: Final = 10_000
 """Objects made more than freed before the garbage collector looks for cycles among them."""
@@ -29,7 +32,7 @@ async def serving(app: web.Application, settings: EnforcerSettings) -> AsyncIter
     async with AsyncExitStack() as stack:
         runner = web.AppRunner(
             app, access_log=None, max_field_size=_HEADER_MAX, max_line_size=_HEADER_MAX, keepalive_timeout=75,
-            handle_signals=False,
+            handle_signals=False, logger=_http_log,
         )  # fmt: skip
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -57,6 +60,21 @@ async def serving(app: web.Application, settings: EnforcerSettings) -> AsyncIter
         host = settings.host or "127.0.0.1"
         shown = f"[{host}]" if ":" in host else host
         yield f"{'http' if context is None else 'https'}://{shown}:{port}"
+
+
+class _Legible(logging.Filter):
+    """What is no HTTP is its sender's fault: a line for who looks for it, not an error with a traceback for each."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            log.debug("not a request of HTTP: %s", " ".join(error.message.split())[:200])
+            return False
+        return True
+
+
+_http_log: Final = logging.getLogger("enforcer.http")
+_http_log.addFilter(_Legible())
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from api.routes import Route
+from config.settings import EnforcerSettings
 from enforcer.access import ADMIN, OWNER, VIEWER, ConsoleSide, token_of
 from enforcer.app import build_app
 from enforcer.failures import Failures
@@ -133,6 +136,16 @@ async def test_made_up_tokens_are_limited_and_valid_ones_are_not(http: Http) -> 
     assert f'{AUTH_FAILURES}{{outcome="refused"}} 20.0' in text
     assert f'{AUTH_FAILURES}{{outcome="limited"}} 2.0' in text
     assert metric_names.AUTH_FAILURES.name == AUTH_FAILURES
+
+
+async def test_callers_behind_a_proxy_are_limited_one_by_one(client: Client) -> None:
+    proxied = replace(SETTINGS, enforcer=EnforcerSettings(trusted_proxies=(ip_network("127.0.0.1/32"),)))
+    app = build_app(Ledger(client, T0), proxied, failures=Failures(1))
+    async with TestClient(TestServer(app)) as http:
+        for address, expected in (("203.0.113.1", 401), ("203.0.113.1", 429), ("203.0.113.2", 401)):
+            headers = {"Authorization": "Bearer act_x", "X-Forwarded-For": address}
+            async with http.get("/v1/orgs", headers=headers) as response:
+                assert response.status == expected
 
 
 async def test_the_console_counts_the_same_failures(client: Client) -> None:

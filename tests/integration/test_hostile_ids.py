@@ -176,6 +176,17 @@ def test_a_made_up_token_is_nobody(api: LiveApi, header: bytes) -> None:
     assert answer.status in (400, 401), answer
 
 
+def test_what_is_no_http_is_a_400_without_a_traceback_in_the_log(
+    api: LiveApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    for target, headers in (
+        (b"/v1/orgs/\xc3\xa9", {}), (b"/" + b"x" * 20_000, {}), (b"/", {"X": b"\0"}), (b"/", {"X" * 20_000: b"y"}),
+        (b"/ /", {}), (b"", {}), (b"/", {"Content-Length": b"x"}), (b"/", {"Transfer-Encoding": b"chunked"}),
+    ):  # fmt: skip
+        assert send(api, "GET", target, headers).status == 400, (target[:20], list(headers)[:1])
+    assert [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
+
+
 @quickly
 @given(body=VALUES)
 def test_no_body_breaks_anything(api: LiveApi, body: Any) -> None:
