@@ -84,18 +84,19 @@ class Balance(Struct, forbid_unknown_fields=True):
     available: Credits
     overdraft: Credits
     unlimited: bool
-    credit_line: Credits
-    restricted: list[Restricted]
     burn_rate: Credits
     exhausted_at: Time | None
     stage: Stage
+    credit_line: Credits | UnsetType = UNSET
+    restricted: list[Restricted] | UnsetType = UNSET
 
 
-class Org(Balance):
+class Org(Balance, kw_only=True):
     """An org's balance and what is set for it."""
 
     contact: str | None
     policy: dict[str, Any]
+    credit_line: Credits
 
 
 class OrgSettings(Struct, forbid_unknown_fields=True):

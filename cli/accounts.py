@@ -127,14 +127,14 @@ def org() -> None:
 @json_option
 def org_set(org: str, unlimited: bool | None, contact: str | None, credit_line: int | None, as_json: bool) -> None:
     """Create or edit an org; what is not given stays as it is."""
-    from ledger.shapes import balance_shape
+    from ledger.shapes import balance_shape, org_shape
 
     async def work(ledger: Ledger) -> tuple[str, dict[str, Any]]:
         done = await ledger.accounts.upsert(
             org, who=who(), unlimited=unlimited, contact=contact, credit_line_micro=credit_line
         )
         after = await ledger.accounts.balance(org)
-        return done, {**balance_shape(after), "contact": after.contact}
+        return done, {**balance_shape(after), **org_shape(after)}
 
     done, shape = with_ledger(work)
     if as_json:

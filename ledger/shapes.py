@@ -16,8 +16,8 @@ def time_or_none(us: int | None) -> str | None:
 
 
 def balance_shape(balance: Balance) -> dict[str, Any]:
-    """What an org has; `burn_rate` is in credits an hour."""
-    return {
+    """What an org has; `burn_rate` is in credits an hour. A credit line, and what is restricted, where there is any."""
+    shape = {
         "org": balance.org,
         "granted": format_micro(balance.granted_micro),
         "expired": format_micro(balance.expired_micro),
@@ -26,14 +26,16 @@ def balance_shape(balance: Balance) -> dict[str, Any]:
         "available": format_micro(balance.available_micro),
         "overdraft": format_micro(balance.overdraft_micro),
         "unlimited": balance.unlimited,
-        "credit_line": format_micro(balance.credit_line_micro),
-        "restricted": [
-            {**only_shape(scope), "left": format_micro(micro)} for scope, micro in sorted(balance.restricted.items())
-        ],
         "burn_rate": format_micro(balance.burn_micro),
         "exhausted_at": time_or_none(balance.exhausted_us),
         "stage": balance.stage,
     }
+    if balance.credit_line_micro:
+        shape["credit_line"] = format_micro(balance.credit_line_micro)
+    if balance.restricted:
+        left = sorted(balance.restricted.items())
+        shape["restricted"] = [{**only_shape(scope), "left": format_micro(micro)} for scope, micro in left]
+    return shape
 
 
 def org_shape(balance: Balance) -> dict[str, Any]:
