@@ -278,3 +278,22 @@ async def test_polling_never_changes_what_restricted_grants_pay(
         {work: debt * CREDIT} if debt else {},
         END * CREDIT,
     )
+
+
+async def test_a_round_computed_before_the_first_restricted_grant_is_computed_again(valkey_url: str) -> None:
+    """What an exporter knew without telling work apart is not charged as work of no class."""
+    clock = [T0]
+    async with bench(valkey_url, clock) as it:
+        await it.ledger.rates.publish(PLAN)
+        await poll(it, clock, T0)
+        state = await it.ledger.charging.load("acme")
+        await it.ledger.accounts.grant("acme", 100 * CREDIT, key="k", who="t", presets=["p"])
+        plan = Plan("acme", "other", running={"": 5})
+        assert not await it.ledger.charging.commit(plan, state)
+        await poll(it, clock, T0 + 30 * MINUTE)  # the exporter's own state is as old
+        assert await _left(it.ledger) == {"k": 70 * CREDIT}
+        running = await it.ledger.client.hgetall(keys.of_org("acme").running)
+        assert {text(field): int(micro) for field, micro in running.items() if not field.startswith((b"p", b"u"))} == {
+            "": 15 * CREDIT, "c\x1fdefault\x1fp": 15 * CREDIT,
+        }  # fmt: skip
+        assert (await verify(it.ledger))["ok"]
