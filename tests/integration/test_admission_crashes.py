@@ -88,6 +88,23 @@ async def test_ten_thousand_from_several_processes_pass_exactly_as_often_as_can_
         assert await in_agreement(ledger) == fits * count * CREDIT
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_batches_of_two_processes_pass_exactly_as_often_as_can_be_paid(
+    make_server: Callable[..., ServerProcess], seed: int
+) -> None:
+    chance = random.Random(seed)
+    fits, count = chance.randrange(1, 250), chance.randrange(1, 4)
+    server = make_server()
+    async with connect(server.url, None) as client:
+        ledger = await prepared(client, fits * count * CREDIT + chance.randrange(count * CREDIT))
+        said = await ask_from(2, server.url, 150, count, seed * 10)
+        holds = {line for line in said if line.startswith("acme.")}
+        assert (len(said), len(holds), set(said) - holds) == (300, fits, {"no_credits"})
+        assert await in_agreement(ledger) == fits * count * CREDIT
+        calls: Any = await client.info("commandstats")
+        assert calls["cmdstat_evalsha"]["calls"] < 300  # they did share calls
+
+
 @pytest.mark.slow
 async def test_the_server_killed_again_and_again_leaks_no_hold(make_server: Callable[..., ServerProcess]) -> None:
     """Every hold that was answered and survived the log's end is there once; none is there that nobody was told of."""
