@@ -25,6 +25,12 @@ CALLERS: dict[str, tuple[str, str | None]] = {
 }  # fmt: skip
 NOBODY = ("revoked", "expired", "unknown", None)
 FILLED = {"project": "vision", "user": "ann", "order": "o1", "cluster": "default", "token": "x", "id": "0" * 16}
+ABOUT_SOMETHING = (
+    "POST /v1/orgs/{org}/corrections", "GET /v1/orgs/{org}/budgets/{project}/{user}", "DELETE /v1/tokens/{token}",
+    "DELETE /v1/orgs/{org}/budgets/{project}", "DELETE /v1/orgs/{org}/budgets/{project}/{user}",
+    "GET /v1/orgs/{org}/purchases/{order}", "GET /v1/orgs/{org}/budgets/{project}",
+)  # fmt: skip
+"""Calls about a thing that has to be there."""
 WRONG_ROLE, WRONG_ORG = "may not do this", "is for org"
 
 
@@ -72,6 +78,8 @@ async def ask(http: aiohttp.ClientSession, api: LiveApi, route: Route, org: str,
             body = {"scheduler": "slurm", "cluster": "default", "account": f"{org}-vision", "user": "ann"}
     if about is not None and about.query is not None and "org" in about.query.__struct_fields__:
         path += f"?org={org}"
+    if about is not None and about.query is not None and "month" in about.query.__struct_fields__:
+        path += "?month=2026-11"
     data = None if body is None else json.dumps(body)
     async with http.request(route.method, path, data=data, headers=headers, allow_redirects=False) as response:
         return Answer(response.status, await response.text(), response.headers.get("Location", ""))
@@ -98,6 +106,22 @@ async def test_each_call_is_for_its_roles_and_the_own_org(
             assert answer.status < 500, where
             if bound == "acme":
                 assert not [secret for secret in HIDDEN if secret in answer.body], where
+
+
+@pytest.mark.parametrize("route", [route for route in GUARDED if route.via == "token"], ids=name_of)
+async def test_each_call_does_what_its_example_asks(api: LiveApi, http: aiohttp.ClientSession, route: Route) -> None:
+    caller = next(caller for caller, (role, _) in CALLERS.items() if role in (route.roles or ()))
+    answer = await ask(http, api, route, "acme", caller)
+    assert answer.status in (200, 201, 202, 204) or name_of(route) in ABOUT_SOMETHING, answer
+
+
+@pytest.mark.parametrize("route", [one for one in GUARDED if (one.via, one.method) == ("session", "POST")], ids=name_of)
+async def test_a_form_without_its_secret_does_nothing(api: LiveApi, http: aiohttp.ClientSession, route: Route) -> None:
+    for caller, (role, bound) in CALLERS.items():
+        if role in (route.roles or ()):
+            answer = await ask(http, api, route, bound or "acme", caller)
+            assert answer.status == 403, (caller, answer)
+            assert not is_denied(answer), (caller, answer)
 
 
 @pytest.mark.parametrize("route", GUARDED, ids=name_of)
