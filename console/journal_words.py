@@ -56,8 +56,9 @@ def in_words(entry: Mapping[str, Any]) -> Words:
     title = _TITLES.get(kind, kind.replace("_", " ").capitalize())
     if kind == "grant" and source in _SOURCES:
         title = f"{title}, {_SOURCES[source]}"
-    if kind == "stage" and entry.get("stage"):
-        title = f"{title}: {entry['stage']}"
+    told = {"stage": "stage", "top_up": "outcome"}.get(kind)
+    if told is not None and entry.get(told):
+        title = f"{title}: {entry[told]}"
     credits_ = _signed(kind, entry.get("credits"))
     takes = kind in _MOVES and credits_ is not None and credits_.startswith("-")
     if kind == "transfer":
