@@ -51,7 +51,7 @@ def rate_of(nano: int) -> Markup:
 
 def when(us: int | str | None, zone: str = "UTC", *, seconds: bool = False) -> Markup:
     """An instant by the clocks of a zone, which is said."""
-    if us is None:
+    if us is None or us == "":
         return Markup("–")
     if isinstance(us, str):
         us = parse_time(us)
