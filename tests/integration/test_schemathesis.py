@@ -30,7 +30,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveApi]:
 
 
 def config(headers: dict[str, str], examples: int, *, walks: bool) -> SchemathesisConfig:
-    """`examples`: random requests of each call, beside those that walk its limits one by one (`walks`)."""
+    """`examples`: random requests of each call; `walks`: also its limits one by one, and from call to call."""
     found: dict[str, Any] = {
         "headers": headers,
         "continue-on-failure": True,
@@ -38,7 +38,7 @@ def config(headers: dict[str, str], examples: int, *, walks: bool) -> Schemathes
         "generation": {"max-examples": examples, "database": "none"},
         # A request may be as described and yet make no sense: an end before its beginning, an org that is not there.
         "checks": {"positive_data_acceptance": {"enabled": False}},
-        "phases": {"stateful": {"enabled": False}, "coverage": {"enabled": walks}},
+        "phases": {"stateful": {"enabled": walks}, "coverage": {"enabled": walks}},
         # What answers told is asked for later: tokens that were listed would be revoked, the caller's own among them.
         "parameters": {"path.token": "0" * 16},
     }
