@@ -268,7 +268,10 @@ class Settings:
     redis: RedisSettings = field(
         default_factory=RedisSettings, metadata=setting(section(RedisSettings), "The server that holds the ledger.")
     )
-    data_dir: Path = field(default=Path("var"), metadata=setting(values.path, "Data of the embedded server; what was let through without the ledger."))
+    data_dir: Path = field(
+        default=Path("var"),
+        metadata=setting(values.path, "Data of the embedded server; what was let through without the ledger."),
+    )
     rates: Path = field(
         default=Path("config/rates.yaml"),
         metadata=setting(values.path, "The file of rates; edits take effect at once."),
