@@ -74,6 +74,5 @@ def test_answers_are_as_described(api: LiveApi, role: str | None, examples: int,
     assert sum(statuses.values()) > 200
     if role is not None:
         assert requests.get(f"{api.url}/v1/orgs", headers=headers, timeout=10).status_code == 200
-        assert statuses[401] < sum(statuses.values()) / 5
     if role == "admin":
         assert {200, 201, 204, 400, 404, 409, 422} <= statuses.keys()
