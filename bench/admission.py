@@ -27,7 +27,7 @@ from aiohttp import web
 
 ROUNDS = 5
 JOB = {"cluster": "c", "org": "acme", "project": "vision", "user": "ann", "kind": "job", "preset": "small"}
-SPREAD = [{**JOB, "org": f"org-{number % 8}", "user": f"user-{number}"} for number in range(64)]
+SPREAD = [{**JOB, "org": f"org-{number % 8}", "user": f"user-{number}"} for number in range(16)]
 """Jobs of several orgs, each under three budgets."""
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
 
@@ -66,13 +66,16 @@ def serve_enforcer(pipe: Connection, url: str) -> None:
     async def main() -> None:
         async with open_ledger(url) as ledger:
             await ledger.rates.publish(RatePlan("c", ((0, RateTable({"small": 1_000_000_000})),)))
-            for job in (JOB, *SPREAD):
-                org, project, user = job["org"], job["project"], job["user"]
+
+            async def set_up(org: str) -> None:
                 await ledger.accounts.grant(org, 10**15, key="bench", who="bench")
                 if org != JOB["org"]:
-                    await ledger.budgets.put(org, project, user, 10**14, who="bench")
-                    for period in ("day", "total"):
-                        await ledger.budgets.put(org, project, None, 10**14, who="bench", period=period)
+                    users = {job["user"] for job in SPREAD if job["org"] == org}
+                    for user, period in (*((user, "month") for user in users), (None, "day"), (None, "total")):
+                        await ledger.budgets.put(org, JOB["project"], user, 10**14, who="bench", period=period)
+
+            # Each waits for the disk, so they do so together.
+            await asyncio.gather(*(set_up(org) for org in {job["org"] for job in (JOB, *SPREAD)}))
             _, token = await ledger.tokens.create("scheduler")
             app = build_app(ledger, Settings(path=Path("settings.yaml")))
             async with serving(app, EnforcerSettings(listen=Address("127.0.0.1", 0))) as at:
