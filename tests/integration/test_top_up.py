@@ -265,6 +265,18 @@ async def test_what_goes_wrong_on_the_way_charges_once(topped: Topped, faults: l
     assert (await shape_of(shop))["order"] is None
 
 
+async def test_a_charge_whose_answer_was_lost_is_found_also_when_its_key_is_forgotten(topped: Topped) -> None:
+    shop, ahead = topped
+    shop.stripe.hook = ""
+    shop.stripe.faults.add(Fault(INTENTS, cut=True, after=True, method="POST", times=2))
+    await runner(shop).once()
+    shop.stripe._known.clear()  # as after a day
+    ahead.us = OTHERS_US + 1
+    await runner(shop).once()
+    assert len(charges(shop)) == 1
+    assert await shop.balance() == "110"
+
+
 async def test_what_was_never_charged_for_a_day_is_given_up_not_charged_again(topped: Topped) -> None:
     shop, ahead = topped
     shop.stripe.faults.add(Fault(INTENTS, status=500, times=2, method="POST"))
