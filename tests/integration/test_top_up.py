@@ -423,24 +423,30 @@ async def test_a_process_that_is_killed_while_it_charges(client: Client, valkey_
     async with open_topped(client) as (shop, _):
         shop.stripe.hook = ""
         shop.stripe.faults.add(Fault(INTENTS, silent=True, after=is_done, method="POST"))
-        command = (sys.executable, "-m", "tests.top_up_worker", valkey_url, shop.stripe.url)
-        first = await asyncio.create_subprocess_exec(*command, "0", cwd=ROOT)
+        command = (sys.executable, "-m", "tests.top_up_worker", valkey_url, shop.stripe.url, "0")
         async with asyncio.timeout(60):
-            while not shop.stripe.faults.count("POST", INTENTS):  # noqa: ASYNC110 - another process does it
-                await asyncio.sleep(0.02)
-            if is_done:
-                while not charges(shop):  # noqa: ASYNC110 - the stand-in does it
+            async with _process(*command):
+                while not shop.stripe.faults.count("POST", INTENTS):  # noqa: ASYNC110 - another process does it
                     await asyncio.sleep(0.02)
-            first.kill()
-            await first.wait()
+                while is_done and not charges(shop):
+                    await asyncio.sleep(0.02)
             assert await shop.balance() == "10"
-            second = await asyncio.create_subprocess_exec(*command, "0", cwd=ROOT)
-            while await shop.balance() != "110":  # noqa: ASYNC110 - another process does it
-                await asyncio.sleep(0.02)
-            second.kill()
-            await second.wait()
+            async with _process(*command):
+                while await shop.balance() != "110":  # noqa: ASYNC110 - another process does it
+                    await asyncio.sleep(0.02)
         assert len(charges(shop)) == 1
         assert (await shape_of(shop))["order"] is None
+
+
+@asynccontextmanager
+async def _process(*command: str) -> AsyncIterator[None]:
+    """A process that is killed at the end, whatever happens."""
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
+    try:
+        yield
+    finally:
+        process.kill()
+        await process.wait()
 
 
 class Stumbling(Purchases):
