@@ -96,7 +96,7 @@ class Admissions:
         now = self._clock()
         nano, refusal = await self._rate(request, now)
         if refusal is not None:
-            return refusal
+            return in_mode(refusal, await self.mode_of(request.org))
         amount = unit_micro(nano, request.max_runtime_us, terms.hold_us)
         (code, available, index, hold, expires, novelty, units, policy_mode), budgets = await self._calls.ask(
             request, terms, amount, now, on_late
@@ -115,7 +115,7 @@ class Admissions:
                 novelty == b"replayed",
             )  # fmt: skip
         if code == b"off":
-            return Decision(True, Code.OK, "Credits are not checked for this org.", policy_mode=mode)
+            return in_mode(_UNCHECKED, mode)
         if code == b"unknown_org":
             return Decision(
                 False, Code.UNKNOWN_ORG, refusal_text.unknown_org(request.org), "org", 0, needed, policy_mode=mode
@@ -152,6 +152,12 @@ class Admissions:
         arguments = [hold_id, str(self._given_clock()) if self._given_clock else ""]
         answer = await self.pipelined.call(self._scripts.release, common_keys(keys.of_org(org)), arguments)
         return int(answer[1]) if text(answer[0]) == "released" else None
+
+    async def mode_of(self, org: str) -> str:
+        """The org's own mode, "" where it has none. Raises: LedgerUnavailable."""
+        policy: object = msgspec.json.decode((await self._facts(org)).get("policy") or "{}")
+        mode = policy.get("mode") if isinstance(policy, dict) else None
+        return mode if isinstance(mode, str) else ""
 
     async def prepare(self, cluster: str) -> None:
         """Have a cluster's rates at hand before the first request comes."""
@@ -204,11 +210,15 @@ class Admissions:
         )
         return 0, Decision(False, Code.UNPRICED, refusal_text.unpriced(request.cluster, what, name, known))
 
-    async def _circumstances(self, request: AdmissionRequest, terms: Terms) -> Circumstances:
+    async def _facts(self, org: str) -> dict[str, str]:
+        """Fields of an org; many refusals at once share the answer."""
         given = str(self._given_clock()) if self._given_clock else ""
-        names = tuple(common_keys(keys.of_org(request.org)))
+        names = tuple(common_keys(keys.of_org(org)))
         answer = await self.pipelined.shared(self._scripts.balance, names, (given,))
-        fields = {text(k): text(v) for k, v in zip(answer[7::2], answer[8::2], strict=True)}
+        return {text(k): text(v) for k, v in zip(answer[7::2], answer[8::2], strict=True)}
+
+    async def _circumstances(self, request: AdmissionRequest, terms: Terms) -> Circumstances:
+        fields = await self._facts(request.org)
         burn = sum(int(v) for k, v in fields.items() if k.startswith("burn:"))
         others: tuple[tuple[Scope, int], ...] = ()
         if "restricted" in fields:
@@ -236,6 +246,12 @@ class Admissions:
 
 
 _TERMS = Terms()
+_UNCHECKED = Decision(True, Code.OK, "Credits are not checked for this org.")
+
+
+def in_mode(refusal: Decision, mode: str) -> Decision:
+    """A refusal that was made without looking at the org, whose own mode this is ("": none)."""
+    return msgspec.structs.replace(_UNCHECKED if mode == "off" else refusal, policy_mode=mode)
 
 
 def unit_micro(nano: int, max_runtime_us: int | None, hold_us: int) -> int:

@@ -17,7 +17,7 @@ from enforcer.deadlines import Deadlines
 from enforcer.metrics import ALLOWED, DENIED, EXCEPTED, SHADOWED, EnforcerMetrics
 from enforcer.spool import LetThrough, SpoolError
 from ledger import refusal_text
-from ledger.admission import AdmissionRequest, Decision, Quote, Terms
+from ledger.admission import AdmissionRequest, Decision, Quote, Terms, in_mode
 from ledger.clock import Clock
 from ledger.errors import CreditsError, LedgerUnavailable
 from ledger.hold_ids import new_hold_id
@@ -103,16 +103,31 @@ class Desk:
             log.warning("whether refused work is to be let through is not known: %s", error)
             return False
 
-    def refuse(self, request: AdmissionRequest, decision: Decision, *, who: str, via: str) -> Decision:
+    async def refuse(self, request: AdmissionRequest, decision: Decision, *, who: str, via: str) -> Decision:
         """A refusal that needs no ledger (nobody pays for the account, ...), with all that goes with one."""
         mode = self.settings.mode_of(request.cluster)
         if mode == "off":
             return _OFF
+        if decision.code is not Code.UNKNOWN_ORG:
+            decision = await self._by_own_mode(request.org, decision)
+            mode = decision.policy_mode or mode
+            if decision.allowed:
+                return decision
         self.metrics.count(SHADOWED if mode == "shadow" else DENIED, decision.code)
         self._journal(SHADOW if mode == "shadow" else REFUSAL, request, decision, who, via)
         if mode == "shadow":
             return replace(decision, allowed=True, reason=refusal_text.shadowed(decision.reason))
         return decision
+
+    async def _by_own_mode(self, org: str, refusal: Decision) -> Decision:
+        """By that of its cluster, while nobody can say what its own is."""
+        if self.aftermath.is_away:
+            return refusal
+        try:
+            return in_mode(refusal, await self._deadlines.within(self.ledger.admissions.mode_of(org)))
+        except (LedgerUnavailable, TimeoutError):
+            self.aftermath.lost()
+            return refusal
 
     async def _ask(self, request: AdmissionRequest, who: str, via: str, start: float) -> Decision:
         if self.aftermath.is_away:

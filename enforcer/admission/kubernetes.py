@@ -117,7 +117,7 @@ class KubernetesApi:
                 return Decision(True, Code.OK, "")
             code = Code.UNPRICED if asked.org else Code.UNKNOWN_ORG
             reason = f"Label {work.missing} is missing, so nobody could be charged. Set it, or ask an administrator."
-            return self._desk.refuse(asked, Decision(False, code, reason), who=who, via="kubernetes")
+            return await self._desk.refuse(asked, Decision(False, code, reason), who=who, via="kubernetes")
         admitted, identity = self._desk.ledger.admitted, work.identity
 
         async def was_admitted() -> bool:

@@ -64,7 +64,7 @@ class SlurmApi:
             check_org(token, owner[0])
         asked, refusal = await self._request(job, source, owner)
         if refusal is not None:
-            return answer(decision_shape(self._desk.refuse(asked, refusal, who=token.who, via="slurm")))
+            return answer(decision_shape(await self._desk.refuse(asked, refusal, who=token.who, via="slurm")))
         decision = await self._desk.decide(asked, who=token.who, via="slurm")
         if decision.allowed and job.replaces_hold and not asked.replaces:
             former = org_of_hold(job.replaces_hold, [])
