@@ -29,6 +29,7 @@ from exporter.metric_names import (
     ADMISSION_DURATION,
     ADMISSIONS,
     ALLOWED,
+    AUTH_FAILURES,
     AVAILABLE,
     DENIED,
     HELD,
@@ -115,6 +116,12 @@ def dashboard() -> PanelJson:
             [(gauge(HELD, scope, ["org"]), "{{org}}")],
             CREDITS,
             stacked=True,
+        ),
+        lines(
+            "Failed sign-ins a minute",
+            "Tokens that are unknown, expired or revoked, also in sign-ins: refused, or only told to come back later.",
+            [(f"60 * sum by (outcome) (rate({AUTH_FAILURES.name}[$__rate_interval]))", "{{outcome}}")],
+            COUNT,
         ),
     )
     late = f"({each(STAGE, scope)} > 0)"

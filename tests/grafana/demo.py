@@ -145,7 +145,9 @@ def _decided(made: _Week, at: int, chance: random.Random, decided: dict[tuple[st
     for decision, reason, often in kinds:
         decided[decision, reason] += sum(chance.random() < often / 20 for _ in range(20))
         made.put(m.ADMISSIONS, at, decided[decision, reason], decision, reason)
-    total = sum(decided.values())
+    total = sum(value for (kind, _), value in decided.items() if kind != "token")
+    decided["token", "refused"] += chance.random() < 0.08
+    made.put(m.AUTH_FAILURES, at, decided["token", "refused"], "refused")
     for le, part in (("0.005", 0.7), ("0.01", 0.96), ("0.025", 0.995), ("+Inf", 1.0)):
         made.at(f"{m.ADMISSION_DURATION.name}_bucket", "gauge", (("le", le),), at, total * part)
 
