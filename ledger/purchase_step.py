@@ -55,7 +55,8 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
 class Payment(msgspec.Struct, frozen=True):
     """A payment of an order. `reversals`: refund or dispute -> [how final it is, amount it takes back now].
 
-    `asked`, `taken`: micro-credits to be taken back, and taken (less only where they were spent and are forgiven).
+    `asked`, `taken`: micro-credits to be taken back, and taken (less only where they were spent and are forgiven, or
+    where corrections of the payment's grant had taken them before).
     """
 
     id: str
@@ -183,7 +184,8 @@ class Step:
         give = int(self.payment.taken) - asked  # what was forgiven was never taken, and is not given back
         if asked > before:
             own = PAYMENT_PREFIX + self.payment.id
-            self.moves["withdraw"] = [move, str(asked - before), text(msgspec.json.encode(entry)), own, self._refunds]
+            packed = text(msgspec.json.encode(entry))
+            self.moves["withdraw"] = [move, str(asked - before), packed, own, self._refunds, str(order.micro)]
         elif give > 0:
             entry["type"] = "restoration"
             self.moves["restore"] = [move, str(give), text(msgspec.json.encode(entry))]

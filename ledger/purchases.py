@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -159,11 +160,13 @@ class Purchases:
             if order is None:
                 await self.refused("unknown_order")
                 return "refused"
-            await again(lambda: self._client.hset(keys.PAYMENTS, news.payment, f"{news.org}{keys.US}{news.order}"))
-            payment, payment_data = await self._payment(news.org, news.payment)
-            if payment is not None and payment.order != order.id:
+            # A payment is of the order that it came for first, in whichever org, so that no other is credited by it.
+            place = f"{news.org}{keys.US}{news.order}"
+            await again(partial(self._client.hsetnx, keys.PAYMENTS, news.payment, place))
+            if text(await again(partial(self._client.hget, keys.PAYMENTS, news.payment))) != place:
                 await self.refused("other_order")
                 return "refused"
+            payment, payment_data = await self._payment(news.org, news.payment)
             step = Step(order, payment or Payment(news.payment, order.id), self._now(), self._refunds)
             if isinstance(news, Paid):
                 step.pay(news, too_large)
@@ -209,7 +212,7 @@ class Purchases:
             if payment is None
             else [payment[0], text(payment[1]), text(msgspec.json.encode(payment[2]))],
             "grant": ["", "", "0", "0"],
-            "withdraw": ["", "0", "", "", ""],
+            "withdraw": ["", "0", "", "", "", "0"],
             "restore": ["", "0", ""],
             "top_up": ["", "", "", "0", "0", "", ""],
             "entries": [text(msgspec.json.encode(entry)) for entry in entries or []],
@@ -218,8 +221,11 @@ class Purchases:
         }
         names = keys.of_org(org)
         answer = await self._scripts.purchase.durably(
-            [*common_keys(names), names.grants, names.purchases, names.payments, names.withdrawals, names.top_up],
+            [
+                *common_keys(names), names.grants, names.purchases, names.payments, names.withdrawals, names.top_up,
+                names.corrected,
+            ],
             [msgspec.msgpack.encode(plan), str(self._clock()) if self._clock else ""],
-        )
+        )  # fmt: skip
         said = text(answer[0])
         return "" if said == "conflict" else said

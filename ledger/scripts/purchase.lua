@@ -1,13 +1,14 @@
 -- uses _common
 -- Commit what a payment's news mean: order, payment, credits and journal, all or nothing.
 --
--- KEYS    the eight of _common, 9 grants, 10 purchases, 11 payments, 12 withdrawals, 13 top_up
+-- KEYS    the eight of _common, 9 grants, 10 purchases, 11 payments, 12 withdrawals, 13 top_up, 14 corrected
 -- ARGV    1 plan (msgpack map; every amount is a string of an integer of micro-credits):
 --           org
 --           order     {id, JSON the plan was computed from or '', new JSON}
 --           payment   the same, id '' where it is about the order only; amounts in it are strings
 --           grant     {key, record (JSON), amount, starts_us}: credits paid for; key '' for none
---           withdraw  {id, amount, entry (JSON), grant key, 'overdraft' or 'forgive'}: taken back; id '' for none
+--           withdraw  {id, amount, entry (JSON), grant key, 'overdraft' or 'forgive', what the grant gave}: taken back;
+--                     id '' for none
 --           restore   {id, amount, entry (JSON)}: given again; id '' for none
 --           top_up    {order, outcome, month, amount, decline, forget, entry (JSON)} of an order of auto top-up; order ''
 --                     for none. outcome: 'paid', 'failed' or 'refused' (paid, but not what was asked for), which end
@@ -20,7 +21,8 @@
 --   {'too_large', ''}: the org would hold more than can be counted. A repeated call finds its own work: 'conflict'.
 --
 -- What is taken back comes from the payment's own grant, then from those in force, the soonest to expire first.
--- The rest is an overdraft that the next grant pays, or is forgiven.
+-- The rest is an overdraft that the next grant pays, or is forgiven. What corrections of the payment's grant took back
+-- already is not taken again.
 local plan = cmsgpack.unpack(ARGV[1])
 local now = clock(ARGV[2])
 if (redis.call('HGET', KEYS[10], plan.order[1]) or '') ~= plan.order[2] then
@@ -59,7 +61,14 @@ end
 
 local taken = 0
 if plan.withdraw[1] ~= '' then
-  local asked = tonumber(plan.withdraw[2])
+  local asked, entry = tonumber(plan.withdraw[2]), cjson.decode(plan.withdraw[3])
+  local left = tonumber(plan.withdraw[6]) + micro(KEYS[14], plan.withdraw[4])
+    - tonumber(cjson.decode(plan.payment[3]).taken)
+  local corrected = math.max(0, asked - math.max(0, left))
+  asked = asked - corrected
+  if corrected > 0 then
+    entry.corrected = credits(corrected)
+  end
   local due = withdraw(asked, plan.withdraw[4], now)
   taken = asked
   if plan.withdraw[5] == 'forgive' then
@@ -67,9 +76,9 @@ if plan.withdraw[1] ~= '' then
   else
     owe(due, now)
   end
-  redis.call('HINCRBY', KEYS[1], 'granted', text(-taken))
+  redis.call('HINCRBY', KEYS[1], 'granted', text(0 - taken))  -- -0 would be the text '-0', no integer
   redis.call('HINCRBY', KEYS[1], 'withdrawn', text(taken))
-  keep(plan.withdraw[1], cjson.decode(plan.withdraw[3]), taken, asked - taken)
+  keep(plan.withdraw[1], entry, taken, asked - taken)
 end
 
 if plan.restore[1] ~= '' then

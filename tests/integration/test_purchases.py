@@ -164,6 +164,19 @@ async def test_a_refund_forgives_what_is_spent_if_the_policy_says_so(valkey_url:
         assert await till.is_sound()
 
 
+async def test_a_refund_of_what_is_spent_to_the_last_is_forgiven_in_whole(valkey_url: str) -> None:
+    async with bench(valkey_url, [T0]) as bench_:
+        till = Till(bench_.ledger, "forgive")
+        order = await till.order()
+        await till.purchases.paid(paid(order))
+        await spend(bench_, 10)
+        assert await till.purchases.returned(refund(order, 500)) == "changed"
+        assert await till.left() == 0
+        entries, _ = await till.ledger.accounts.journal("acme")
+        assert (entries[-1]["type"], entries[-1]["credits"], entries[-1]["forgiven"]) == ("withdrawal", "0", "10")
+        assert await till.is_sound()
+
+
 async def test_a_won_dispute_and_a_failed_refund_give_back(till: Till) -> None:
     order = await till.order()
     await till.purchases.returned(refund(order, 500))  # its news came first
@@ -178,6 +191,47 @@ async def test_a_won_dispute_and_a_failed_refund_give_back(till: Till) -> None:
     month = f"{from_us(till.ledger.clock()):%Y-%m}"
     shape = (await statement(till.ledger, "acme", month)).shape()
     assert (shape["granted"], shape["corrections"], shape["closing"]) == ("10", "0", "10")
+    assert await till.is_sound()
+
+
+async def test_what_a_correction_took_of_a_payment_is_not_taken_again_with_its_refund(till: Till) -> None:
+    order = await till.order()
+    await till.purchases.paid(paid(order))
+    await till.ledger.accounts.grant("acme", 100 * CREDIT, key="other", who="t")
+    await till.ledger.corrections.correct(
+        "acme", -3 * CREDIT, corrects="payment:pi_1", key="c1", reason="3 of them were a mistake", who="t"
+    )
+    await till.purchases.returned(refund(order, 250))
+    assert await till.left() == 102 * CREDIT
+    await till.purchases.returned(refund(order, 250, "re_2"))
+    assert await till.left() == 100 * CREDIT  # all that the payment gave is gone, and nothing of the other grant
+    entries, _ = await till.ledger.accounts.journal("acme")
+    assert (entries[-1]["credits"], entries[-1]["corrected"], entries[-1]["forgiven"]) == ("2", "3", "0")
+    await till.purchases.returned(refund(order, 0, "re_2", rank=2))  # it failed: what it took comes back
+    assert await till.left() == 102 * CREDIT
+    await till.purchases.returned(refund(order, 0, rank=2))
+    assert await till.left() == 107 * CREDIT
+    assert await till.is_sound()
+
+
+async def test_a_refund_of_what_was_corrected_down_to_nothing_takes_nothing(till: Till) -> None:
+    order = await till.order()
+    await till.purchases.paid(paid(order))
+    await till.ledger.corrections.correct(
+        "acme", -10 * CREDIT, corrects="payment:pi_1", key="c1", reason="bought twice", who="t"
+    )
+    assert await till.purchases.returned(refund(order, 500)) == "changed"
+    assert await till.left() == 0
+    assert await till.is_sound()
+
+
+async def test_a_payment_is_of_one_order_for_ever_in_whichever_org(till: Till) -> None:
+    order = await till.order()
+    other = await till.purchases.order("globex", 10 * CREDIT, 500, "usd", key="k", who="t")
+    assert await till.purchases.paid(paid(order)) == "credited"
+    assert await till.purchases.paid(paid(other)) == "refused"
+    assert await till.purchases.refusals() == {"other_order": 1}
+    assert await till.purchases.place_of("pi_1") == ("acme", order.id)
     assert await till.is_sound()
 
 
