@@ -119,6 +119,12 @@ class Desk:
             return replace(decision, allowed=True, reason=refusal_text.shadowed(decision.reason))
         return decision
 
+    def unheard(self, request: AdmissionRequest, decision: Decision) -> None:
+        """Who asked has gone, and took that for a no: a hold that nobody finds again ends at once."""
+        is_named = request.workload_id or request.replaces
+        if decision.code is Code.OK and decision.hold_id and not is_named and not decision.replayed:
+            self.aftermath.release(request.org, decision.hold_id)
+
     async def _by_own_mode(self, org: str, refusal: Decision) -> Decision:
         """By that of its cluster, while nobody can say what its own is."""
         if self.aftermath.is_away:

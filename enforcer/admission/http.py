@@ -91,6 +91,8 @@ class AdmissionApi:
         asked = (await read_json(request, AdmissionBody)).request()
         check_org(token, asked.org)
         decision = await self._desk.decide(asked, who=token.who, via="api")
+        if request.transport is None:
+            self._desk.unheard(asked, decision)
         return answer(decision_shape(decision))
 
     async def quote(self, request: web.Request) -> web.Response:

@@ -66,6 +66,8 @@ class SlurmApi:
         if refusal is not None:
             return answer(decision_shape(await self._desk.refuse(asked, refusal, who=token.who, via="slurm")))
         decision = await self._desk.decide(asked, who=token.who, via="slurm")
+        if request.transport is None:  # slurmctld waits for a fraction of a second only
+            self._desk.unheard(asked, decision)
         if decision.allowed and job.replaces_hold and not asked.replaces:
             former = org_of_hold(job.replaces_hold, [])
             if former is not None and token.org in (None, former):
