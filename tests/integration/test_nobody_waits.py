@@ -40,7 +40,8 @@ async def listening(client: Client) -> AsyncIterator[tuple[Ledger, Callable[...,
             reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
             writer.write(
                 f"POST {path} HTTP/1.0\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
-                f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+                f"Content-Length: {len(body)}\r\n\r\n".encode()
+                + body
             )
             try:
                 async with asyncio.timeout(patience):
@@ -61,7 +62,7 @@ async def test_a_hold_of_which_nobody_was_told_ends_at_once(client: Client, path
         assert await ask(path, asked, patience=0.1) is None
         assert (await ask(path, asked))["allowed"]  # decided after the one that nobody waited for
         async with asyncio.timeout(10):
-            while (await ledger.accounts.balance("acme")).held_micro != 2 * CREDIT:
+            while (await ledger.accounts.balance("acme")).held_micro != 2 * CREDIT:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert (await verify(ledger))["ok"]
 
