@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -18,6 +19,7 @@ FRESH_SECONDS: Final = 60.0
 _KEPT: Final = 10_000
 _BREAK_SECONDS: Final = 5.0
 """After a question that got no answer nobody is kept waiting for another for so long."""
+_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 log = logging.getLogger(__name__)
 
 
@@ -41,11 +43,13 @@ class NamespaceLabels:
 
         An answer counts for a minute, and for as long as there is no newer one.
         """
+        if not _NAME.fullmatch(namespace):
+            return None  # the API server has none of that name, and no other place of it is to be asked for
         known = self._known.get(namespace)
         now = time.monotonic()
         if known is not None and now - known[0] < FRESH_SECONDS:
             return known[1]
-        if self._rest is None or not namespace or now < self._not_before:
+        if self._rest is None or now < self._not_before:
             return None if known is None else known[1]
         try:
             async with asyncio.timeout(self._seconds):

@@ -466,6 +466,18 @@ async def test_where_namespaces_cannot_be_read_pods_are_taken_at_their_word_in_t
     assert api.faults.count("GET", "/namespaces/") == 1
 
 
+@pytest.mark.parametrize("name", ["../../v1/secrets", "a/../../../version", "..", "A?b=c", "x" * 64, "-", ""])
+async def test_what_is_no_namespace_is_not_asked_for_and_keeps_nobody_from_asking(client: Client, name: str) -> None:
+    api = KubeApi()
+    await named(api, "acme")
+    async with in_namespaces(client, api) as hook:
+        claims = {**LABELS, "platform.apolo.us/org": "rich"}
+        await hook.post(review(pod(claims), namespace=name))
+        assert api.faults.count("GET", "/") == 0
+        refused = await hook.ask(review(pod(claims, uid="two")))
+        assert refused["status"]["message"].startswith("Org acme has 0.5 credits left")
+
+
 @pytest.mark.parametrize("path", ["/", "/c/t/more", "//", "/c/", "/no/such/path/at/all"])
 async def test_a_path_that_is_none_is_a_400(hook: Webhook, path: str) -> None:
     for body in (b"", json.dumps(review(pod())).encode()):
