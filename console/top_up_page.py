@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, Final
 
 from aiohttp import web
@@ -13,11 +14,14 @@ from console.desk import CHANGE, Desk
 from console.pages import org_url
 from console.payments import Till
 from console.top_up_api import COOL_DOWN_MINUTES, AutoTopUpBody, end_top_up, set_terms
+from console.typed import typed_credits
 from ledger.errors import InvalidRequest
+from ledger.money import AmountError, format_micro
 from ledger.notice_text import reason_text
 from ledger.top_ups import TopUp, top_up_shape
 
 _PATH: Final = "/console/orgs/{org}/topup"
+_MINUTES: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 _STATES: Final = {
     "off": "off",
     "ready": "on",
@@ -61,8 +65,8 @@ class TopUpPage:
         values["enabled"] = "yes" if form.get("enabled") == "yes" else ""
         try:
             body = AutoTopUpBody(
-                _decimal(values, "threshold"), _decimal(values, "credits"), _decimal(values, "monthly_cap"),
-                float(_decimal(values, "cool_down_minutes")), bool(values["enabled"]),
+                _credits(values, "threshold"), _credits(values, "credits"), _credits(values, "monthly_cap"),
+                _minutes(values["cool_down_minutes"]), bool(values["enabled"]),
             )  # fmt: skip
             await set_terms(self._till, self._desk.ledger.accounts, org, body, **self._desk.signed(request))
         except InvalidRequest as error:
@@ -113,11 +117,14 @@ def _values(found: TopUp, now: int) -> dict[str, str]:
     }
 
 
-def _decimal(values: Mapping[str, str], name: str) -> Decimal:
+def _credits(values: Mapping[str, str], name: str) -> Decimal:
     try:
-        value = Decimal(values[name].replace(",", ""))
-    except InvalidOperation:
-        raise InvalidRequest(f"{name}: {values[name]!r:.40} is not a number") from None
-    if not value.is_finite() or (value and not -10 <= value.adjusted() <= 12):
-        raise InvalidRequest(f"{name}: {values[name]!r:.40} is out of range")
-    return value
+        return Decimal(format_micro(typed_credits(values[name])))
+    except AmountError as error:
+        raise InvalidRequest(f"{name}: {error}") from None
+
+
+def _minutes(text: str) -> float:
+    if _MINUTES.fullmatch(text) is None:
+        raise InvalidRequest(f"cool_down_minutes: {text!r:.40} is not a number of minutes like 30")
+    return float(text)

@@ -141,7 +141,8 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             return is_public(str(ip.ipv4_mapped))
-        if ip.sixtofour is not None or ip.teredo is not None or ip in _NAT64:
+        # All that is given out is in there; elsewhere are addresses that networks translate to others of their own.
+        if ip not in _GIVEN_OUT or ip.sixtofour is not None or ip.teredo is not None:
             return False
     return ip.is_global and not ip.is_multicast
 
@@ -178,7 +179,7 @@ def wanted_hook(url: str, secret: str | None, before: Preferences, allow_private
     return Hook(url, new_secret()), True
 
 
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_GIVEN_OUT: Final = ipaddress.ip_network("2000::/3")
 
 
 def _check_hook(hook: Hook) -> None:

@@ -394,6 +394,9 @@ def test_addresses(address: str, good: bool) -> None:
         ("::1", False), ("::ffff:10.0.0.1", False), ("fe80::1%eth0", False), ("64:ff9b::7f00:1", False),
         ("0.0.0.0", False), ("169.254.169.254", False),
         ("2002:7f00:1::", False), ("224.0.0.1", False), ("100.64.0.1", False), ("x", False),
+        # What a network may translate or route to machines of its own, and what is nobody's.
+        ("64:ff9b:1::7f00:1", False), ("fec0::1", False), ("::7f00:1", False), ("::ffff:0:7f00:1", False),
+        ("5f00::1", False), ("fc00::1", False), ("ff02::1", False), ("2001:db8::1", False),
     ],
 )  # fmt: skip
 def test_public_addresses(address: str, good: bool) -> None:
