@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from config.settings import EnforcerSettings
+from enforcer.slow_senders import SECONDS, end_slow_senders
 from enforcer.tls import Certificates
 from ledger.errors import InvalidRequest
 
@@ -23,8 +24,10 @@ _COLLECTED_EVERY: Final = 10_000
 
 
 @asynccontextmanager
-async def serving(app: web.Application, settings: EnforcerSettings) -> AsyncIterator[str]:
+async def serving(app: web.Application, settings: EnforcerSettings, patience: float = SECONDS) -> AsyncIterator[str]:
     """Serves `app` where the settings say; gives its URL (with the port it got, where 0 was asked for).
+
+    `patience`: seconds that the sender of a request may take.
 
     Raises: InvalidRequest when the address cannot be listened on, or for certificates that cannot be used.
     """
@@ -46,6 +49,9 @@ async def serving(app: web.Application, settings: EnforcerSettings) -> AsyncIter
             raise InvalidRequest(
                 f"enforcer.listen {settings.host}:{settings.port}: {error.strerror or error}"
             ) from error
+        assert runner.server is not None, "it was set up"
+        slow = asyncio.create_task(end_slow_senders(runner.server, patience))
+        stack.push_async_callback(_cancel, slow)
         if certificates is not None:
             follower = asyncio.create_task(certificates.follow())
             stack.push_async_callback(_cancel, follower)
