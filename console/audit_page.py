@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -43,8 +44,14 @@ class AuditPage:
             entries, after = await audit_page(self._desk.ledger, None, _AT_ONCE, wanted)
         return self._desk.pages.render(
             request, "audit.html", status=422 if problem else 200, problem=problem,
-            entries=[(in_words(entry), entry.get("from")) for entry in entries],
+            entries=[(in_words(entry), entry.get("from"), _details(entry)) for entry in entries],
             kinds=[(f"?show={key}", title, key == kind) for key, (title, _) in _KINDS.items()],
             first_page=f"?show={kind}" if cursor else None,
             next_page=f"?{urlencode({'show': kind, 'cursor': after})}" if after else None,
         )  # fmt: skip
+
+
+def _details(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    # The address has a column of its own; of which org a token is, a journal has no need to say.
+    org = [("org", str(entry["org"]))] if entry.get("org") else []
+    return org + in_words({name: value for name, value in entry.items() if name != "from"}).more
