@@ -82,10 +82,11 @@ def hours_of(us: int) -> Markup:
 
 
 def percent(part: int, whole: int) -> str:
-    """Of a whole, with one digit after the point: `62.5 %`."""
+    """Of a whole, rounded to one digit after the point: `62.5 %`; what is not all of it is never `100 %`."""
     if whole <= 0:
         return "100 %" if part > 0 else "0 %"
-    return f"{format_decimal(part * 1000 // whole, 1)} %"
+    tenths = (2000 * part + whole) // (2 * whole)
+    return f"{format_decimal(min(tenths, 999) if part < whole else tenths, 1)} %"
 
 
 def share(part: int, whole: int, width: int = 100) -> int:

@@ -119,6 +119,7 @@ def test_times_say_their_zone() -> None:
 def test_shares_are_whole_and_something_shows() -> None:
     assert (texts.share(0, 100), texts.share(1, 10**9), texts.share(50, 100), texts.share(200, 100)) == (0, 1, 50, 100)
     assert (texts.percent(1, 3), texts.percent(0, 0), texts.percent(5, 0)) == ("33.3 %", "0 %", "100 %")
+    assert (texts.percent(2, 3), texts.percent(99_999, 100_000), texts.percent(3, 2)) == ("66.7 %", "99.9 %", "150 %")
 
 
 def test_entries_of_the_journal_in_words() -> None:
