@@ -108,7 +108,8 @@ def _say(problem: object, code: int) -> int:
 
 
 def _on_one_line(message: str) -> str:
-    message = message.strip().rstrip(".")
+    # Choices are listed below one another; here they go on.
+    message = " ".join(message.split()).rstrip(".")
     return message[:1].lower() + message[1:] if message[1:2].islower() else message
 
 

@@ -221,7 +221,9 @@ class _Builder:
 
     def _take_key(self, mapping: _OpenMapping, key: Scalar) -> None:
         first = mapping.node.entries.get(key.text)
-        if key.tag != "str":
+        if key.tag != "str" and (number := _before_comma(mapping, key)) is not None:
+            self._refuse(key.line, f"a number has a point, no comma: write {number.text}.{key.text}")
+        elif key.tag != "str":
             self._refuse(
                 key.line,
                 f'the key {shown(key.text)} would be read as {_WORDS[key.tag]}; quote it: "{key.text}"',
@@ -251,3 +253,11 @@ class _Builder:
             self._stack[-1].add(node)
         else:
             self._root = node
+
+
+def _before_comma(mapping: _OpenMapping, key: Scalar) -> Scalar | None:
+    # {credits_per_hour: 13,5} is, in YAML, 13 and then a key 5.
+    last = next(reversed(mapping.node.entries.values()), None)
+    if last is None or not isinstance(last.value, Scalar) or last.value.line != key.line:
+        return None
+    return last.value if last.value.text.isdigit() and key.text.isdigit() else None

@@ -37,7 +37,14 @@ _FAULTS: tuple[tuple[type[CreditsError], int, str], ...] = (
     (Changed, 412, "changed"),
     (LedgerUnavailable, 503, "ledger_unavailable"),
 )
-_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "not_json"}
+_CODES = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "not_json",
+    501: "not_set_up",
+}
 
 
 class Problem(Exception):

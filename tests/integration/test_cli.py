@@ -120,6 +120,7 @@ def test_a_grant_that_starts_later_or_has_expired_does_not_count(lab: Lab) -> No
     [
         (["grnat", "acme", "1"], "did you mean 'grant'?"),
         (["grant", "acme"], "missing argument 'CREDITS'"),
+        (["token", "create"], "missing option '--role'. Choose from: admin, owner, viewer, scheduler; see"),
         (["grant", "acme", "1.0000001"], "more than 6 digits"),
         (["grant", "acme", "1e999999"], "out of range"),
         (["grant", "acme", "nan"], "not finite"),

@@ -292,7 +292,8 @@ async def test_without_settings_nothing_is_sold(client: Client) -> None:
         for method, path in (("POST", "/v1/orgs/acme/purchases"), ("POST", "/v1/payments/stripe")):
             async with http.request(method, path, headers={"Authorization": f"Bearer {token}"}) as response:
                 assert response.status == 501
-                assert "docs/payments.md" in (await response.json(content_type=None))["detail"]
+                said = await response.json(content_type=None)
+                assert (said["code"], "docs/payments.md" in said["detail"]) == ("not_set_up", True)
 
 
 async def test_the_reconciler_goes_on_after_faults(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:

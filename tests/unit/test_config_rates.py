@@ -106,6 +106,12 @@ def test_an_unquoted_number_as_a_name_is_refused():
     ]
 
 
+def test_a_comma_in_a_number_is_named():
+    assert refusals("    presets:\n      gpu: {credits_per_hour: 13,5}\n") == [
+        "rates.yaml:4: clusters.default.presets.gpu: a number has a point, no comma: write 13.5"
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
