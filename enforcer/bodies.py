@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
+from aiohttp.hdrs import CONTENT_ENCODING
 
 from enforcer.problems import Problem
 from ledger.clock import parse_time
@@ -32,11 +33,14 @@ async def read_json(request: web.Request, kind: type[T], body_max: int = BODY_MA
 
 
 async def read_bytes(request: web.Request, body_max: int = BODY_MAX) -> bytes:
-    """The whole body. Raises: Problem 413, without reading on."""
+    """The whole body, once. Raises: Problem 413, without reading on."""
     length = request.content_length
     if length is not None and length > body_max:
         raise too_large(body_max)
     if length is not None:
+        content = request.content
+        if content.is_eof() and CONTENT_ENCODING not in request.headers:
+            return content.read_nowait()  # it came with the head, as small ones do: nothing to wait for
         return await request.read()
     data = bytearray()  # of no announced length: chunked
     async for chunk in request.content.iter_any():

@@ -12,6 +12,7 @@ from api.routes import Operation, Route
 from api.types import HoldId, Name, said
 from enforcer.access import ADMIN, OWNER, SCHEDULER, VIEWER, check_org, token_of
 from enforcer.admission.desk import Desk
+from enforcer.answers import Answer
 from enforcer.bodies import answer, name, read_json, required_name
 from enforcer.problems import Problem
 from ledger.admission import AdmissionRequest
@@ -82,7 +83,7 @@ class AdmissionApi:
             Route("POST", "/v1/admission/{hold_id}/release", self.release, (SCHEDULER, ADMIN), about=release),
         ]
 
-    async def admit(self, request: web.Request) -> web.Response:
+    async def admit(self, request: web.Request) -> Answer:
         """May this work start? Credits are set aside for it, if so.
 
         A refusal is an answer like any other: 200 with `allowed: false`.
@@ -93,7 +94,7 @@ class AdmissionApi:
         decision = await self._desk.decide(asked, who=token.who, via="api")
         if request.transport is None:
             self._desk.unheard(asked, decision)
-        return answer(decision_shape(decision))
+        return Answer(msgspec.json.encode(decision_shape(decision)))
 
     async def quote(self, request: web.Request) -> web.Response:
         """The same question without setting anything aside: what work would cost, and how long credits last."""
