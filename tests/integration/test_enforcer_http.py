@@ -17,6 +17,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from config.settings import AdmissionSettings, Settings
 from config.slurm_rules import AccountRule
 from config.sources import SlurmSource
+from config.values import Address
 from enforcer.app import DESK, build_app
 from enforcer.metrics import ADMISSIONS, DURATION
 from exporter import metric_names
@@ -353,6 +354,25 @@ async def test_metrics_have_the_names_of_the_contract_and_go_on_after_a_restart(
             text = (await api.call("GET", "/metrics", role=None))[1]
             assert f'credits_admissions_total{{decision="allow",reason="ok"}} {total}' in text
             assert "credits_admission_duration_seconds_bucket" in text
+
+
+async def test_any_enforcer_tells_what_all_of_them_decided(client: Client) -> None:
+    here, there = (
+        replace(SETTINGS, enforcer=replace(SETTINGS.enforcer, listen=Address("127.0.0.1", port))) for port in (1, 2)
+    )
+
+    async def told(api: Api, total: int) -> None:
+        async with asyncio.timeout(10):
+            while f'{{decision="deny",reason="unknown_org"}} {total}.0' not in (await api.call("GET", "/metrics"))[1]:
+                await asyncio.sleep(0.05)
+
+    async with enforcer(client, here) as one, enforcer(client, here) as same, enforcer(client, there) as other:
+        for number, api in enumerate((one, same, other, one), 1):
+            assert not (await api.call("POST", "/v1/admission", JOB, "scheduler"))[1]["allowed"]
+            for each in (one, same, other):
+                await told(each, number)
+    async with enforcer(client, here) as anew:
+        assert '{decision="deny",reason="unknown_org"} 4.0' in (await anew.call("GET", "/metrics"))[1]
 
 
 async def test_health(api: Api) -> None:
