@@ -32,9 +32,11 @@ from exporter.metric_names import (
     HELD,
     HOLDS,
     OVERDRAFT,
+    RESTORED,
     SPENT,
     STAGE,
     STAGES,
+    WITHDRAWN,
 )
 
 KEPT = ("cluster", "org")
@@ -49,7 +51,8 @@ def dashboard() -> PanelJson:
         4,
         stat(
             "Available",
-            "Credits the org can still spend on new work: granted less expired, spent and held. Of all clusters.",
+            "Credits the org can still spend on new work: granted less taken back, expired, spent and held. Of all "
+            "clusters.",
             gauge(AVAILABLE, scope),
             CREDITS,
             BALANCE,
@@ -67,7 +70,8 @@ def dashboard() -> PanelJson:
         spent(scope, "this org"),
         stat(
             "Used up",
-            "Share of the most the org had available in the last 30 days that is gone now.",
+            "Share of the most the org had available in the last 30 days that is gone now, also by refunds and "
+            "transfers.",
             gauge(BALANCE_USED, scope, how="max"),
             SHARE,
             USED,
@@ -85,9 +89,24 @@ def dashboard() -> PanelJson:
     )
     grid.line(
         3,
-        stat("Granted", f"Credits granted over the time range. {EXACT}", total(GRANTED, scope), CREDITS),
+        stat(
+            "Granted",
+            f"Credits granted over the time range, before anything was taken back. {EXACT}",
+            total(GRANTED, scope),
+            CREDITS,
+        ),
+        stat(
+            "Taken back",
+            "Credits that refunds of payments, corrections and transfers to other orgs took over the time range, less "
+            f"what of them was given again. {EXACT}",
+            f"{total(WITHDRAWN, scope)} - {total(RESTORED, scope)}",
+            CREDITS,
+        ),
         stat("Expired", f"Credits of grants that expired unspent in it. {EXACT}", total(EXPIRED, scope), CREDITS),
         stat("Held", "Credits set aside for admitted and running work.", gauge(HELD, scope), CREDITS, none="none"),
+    )
+    grid.line(
+        3,
         stat("Open holds", "Admitted work not yet charged.", gauge(HOLDS, scope), COUNT, none="none"),
         stat(
             "Overdraft",

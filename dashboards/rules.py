@@ -25,14 +25,16 @@ from exporter.metric_names import (
     EXPIRED,
     GRANTED,
     LEDGER_EPOCH,
+    RESTORED,
     SPENT,
     STORAGE_BYTES,
     UNBILLABLE,
+    WITHDRAWN,
     WORKLOADS,
     Metric,
 )
 
-CHECKPOINTED = (SPENT, GRANTED, EXPIRED, ADMISSIONS, UNBILLABLE, AVAILABLE, LEDGER_EPOCH)
+CHECKPOINTED = (SPENT, GRANTED, EXPIRED, WITHDRAWN, RESTORED, ADMISSIONS, UNBILLABLE, AVAILABLE, LEDGER_EPOCH)
 """What is looked up further back than scraped samples can be read cheaply."""
 EVERYTHING = Scope()
 

@@ -10,13 +10,14 @@ time, so that no reader has to sort; memory is bounded, whatever the length of t
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from exporter import metric_names as m
 from exporter.exposition import credits_text, family_head, line_head, seconds_text
 from ledger.clock import parse_time
 from ledger.money import HOUR_US, parse_credits
-from ledger.statement import entries_of
+from ledger.statement import entries_of, taken_back
 from ledger.store import Ledger
 from ledger.usage_reader import DAY_US, Horizon, OrgReader, read_horizon
 
@@ -27,7 +28,8 @@ Names = Callable[[m.Metric], str]
 
 
 async def history(ledger: Ledger, from_us: int, to_us: int, checkpoint: Names) -> AsyncIterator[str]:
-    """Lines of what was spent, granted and expired, at each full hour in [from, to] at which it changed, and daily.
+    """Lines of what was spent, granted, expired and taken back, at each full hour in [from, to] at which it changed,
+    and daily.
 
     Raises: LedgerUnavailable, LedgerDamaged.
     """
@@ -40,7 +42,12 @@ async def history(ledger: Ledger, from_us: int, to_us: int, checkpoint: Names) -
         for org in orgs:
             async for lines in _spent(ledger, org, metric, from_us, to_us, horizon):
                 yield lines
-    for source, steps in ((m.GRANTED, _granted), (m.EXPIRED, _expired)):
+    for source, steps in (
+        (m.GRANTED, _granted),
+        (m.EXPIRED, _expired),
+        (m.WITHDRAWN, partial(_taken, sign=-1)),
+        (m.RESTORED, partial(_taken, sign=1)),
+    ):
         for metric in _with_checkpoints(source, checkpoint):
             yield _head(metric)
             for org in orgs:
@@ -106,6 +113,14 @@ async def _granted(ledger: Ledger, org: str) -> Steps:
 async def _expired(ledger: Ledger, org: str) -> Steps:
     steps = [
         (_hour_end(entry.at_us), entry.micro) for entry in await entries_of(ledger, org) if entry.what == "expired"
+    ]
+    return {(org,): steps} if steps else {}
+
+
+async def _taken(ledger: Ledger, org: str, sign: int) -> Steps:
+    """What was taken back (-1), or given again (1)."""
+    steps = [
+        (_hour_end(taken.at_us), abs(taken.micro)) for taken in await taken_back(ledger, org) if taken.micro * sign > 0
     ]
     return {(org,): steps} if steps else {}
 

@@ -20,7 +20,6 @@ class LedgerText:
         self._view = view
         self._clock = clock
         self._orgs: dict[str, OrgLines] = {}
-        self._expired: dict[str, int] = {}
 
     def render(self, openmetrics: bool) -> str:
         """Every line, the last one ended."""
@@ -47,10 +46,9 @@ class LedgerText:
                 for source, micro in sorted(b.granted_by_source.items())
             ],
         )
-        for b in balances:
-            # A late charge of time before a grant expired is paid from that grant, after all.
-            self._expired[b.org] = max(b.expired_micro, self._expired.get(b.org, 0))
-        yield m.EXPIRED, [((b.org,), credits_text(self._expired[b.org])) for b in balances]
+        yield m.EXPIRED, [((b.org,), credits_text(b.expired_most_micro)) for b in balances]
+        yield m.WITHDRAWN, [((b.org,), credits_text(b.withdrawn_micro)) for b in balances]
+        yield m.RESTORED, [((b.org,), credits_text(b.restored_micro)) for b in balances]
         yield m.AVAILABLE, [((b.org,), credits_text(b.available_micro)) for b in balances]
         yield m.HELD, [((b.org,), credits_text(b.held_micro)) for b in balances]
         yield m.OVERDRAFT, [((b.org,), credits_text(b.overdraft_micro)) for b in balances]

@@ -170,6 +170,18 @@ LEDGER_VERIFIED: Final = Metric(
     "When the ledger's totals were last checked against their parts.",
 )
 EXPIRED: Final = Metric("credits_expired_total", "counter", ("org",), "Credits of grants that expired unspent.")
+WITHDRAWN: Final = Metric(
+    "credits_withdrawn_total",
+    "counter",
+    ("org",),
+    "Credits that were taken back: by refunds and disputes of payments, corrections, and transfers to other orgs.",
+)
+RESTORED: Final = Metric(
+    "credits_restored_total",
+    "counter",
+    ("org",),
+    "Credits of payments that were taken back and given again, as when a dispute is won; no source granted them twice.",
+)
 HOLDS: Final = Metric("credits_holds", "gauge", ("org",), "Holds of admitted work that has not been charged yet.")
 ORPHAN_HOLDS: Final = Metric(
     "credits_orphan_holds",
@@ -195,4 +207,6 @@ STAGES: Final = ("none", "warn", "block", "grace", "suspend or stop")
 ALLOWED: Final = "allow"
 DENIED: Final = "deny"
 SHADOWED: Final = "shadow"
-"""Values of the label `decision` of `credits_admissions_total`; `shadow`: would be denied, was let through."""
+EXCEPTED: Final = "exception"
+"""Values of the label `decision` of `credits_admissions_total`; `shadow`: would be denied, was let through; `exception`:
+let through all the same, while the ledger was away, or as it was admitted before."""

@@ -86,6 +86,11 @@ class Balance:
     """Of what admins set: another one after each change of it, never the same again."""
     acting: str = ""
     """`grace`, `suspend` or `stop` while something is done about what runs (see ledger/exhaustion.py)."""
+    expired_most_micro: int = 0
+    """The most that ever was: late charges of time before a grant's end, and corrections of it, make it less."""
+    withdrawn_micro: int = 0
+    restored_micro: int = 0
+    """granted = sum of `granted_by_source` - withdrawn + restored, and less grants that have not begun."""
 
     @property
     def left_micro(self) -> int:
@@ -365,4 +370,7 @@ def _balance(org: str, answer: list[Any]) -> Balance:
         owed_micro=int(fields.get("owed", 0)),
         revision=fields.get("settings_rev", "0"),
         acting=fields.get("acting", ""),
+        expired_most_micro=int(fields.get("expired_most", 0)),
+        withdrawn_micro=int(fields.get("withdrawn", 0)),
+        restored_micro=int(fields.get("restored", 0)),
     )

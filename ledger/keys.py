@@ -97,9 +97,10 @@ class OrgKeys:
     @property
     def org(self) -> str:
         """Hash: name, known, unlimited, contact, policy, settings_rev (of these), commit, budget_rev, spent, refunded,
-        granted, granted:SOURCE (before anything was taken back), withdrawn, restored, expired, debt, debt_at (end of
-        the last use that no grant paid for), mark:SOURCE, burn:SOURCE, acting, credit_line; and where there ever was a
-        restricted grant: scoped, debts (JSON: class of work -> `debt|debt_at` of it), classes (RS between them)."""
+        granted, granted:SOURCE (before anything was taken back), withdrawn, restored, expired_most, debt, debt_at
+        (end of the last use that no grant paid for), mark:SOURCE, burn:SOURCE, acting, credit_line; and where there
+        ever was a restricted grant: scoped, debts (JSON: class of work -> `debt|debt_at` of it), classes (RS between
+        them)."""
         return self._key("org")
 
     @property

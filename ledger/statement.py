@@ -1,7 +1,8 @@
 """A month of an org on one page: what it had, got, used and has left, adding up to the micro-credit.
 
 Charges count when the work ran, grants when they came into force, what was left of them when they expired, and
-corrections when they were made; what is yet to come does not count. So a statement changes while charges of its month
+corrections when they were made (of a grant that was not in force then: when it begins, or when it ended); what is yet
+to come does not count. So a statement changes while charges of its month
 still come in late.
 """
 
@@ -231,15 +232,50 @@ async def entries_of(ledger: Ledger, org: str) -> list[Entry]:
             # What is left after the end is never spent any more, but by late charges of the time before it.
             left = int(purse[record.key].split(b"|")[2])
             entries.append(Entry("expired", parse_time(record.expires_at), left, record.source, record.reason))
-    taken = await again(partial(client.hvals, keys.of_org(org).withdrawals))
-    for entry in map(msgspec.json.decode, taken):
-        micro = parse_credits(entry["credits"])
-        signed = -micro if entry["type"] == "withdrawal" else micro
-        source = entry.get("source", "purchase")
-        what = "transfer" if entry["type"] == "transfer" else "correction"
-        entries.append(Entry(what, parse_time(entry["at"]), signed, source, entry["reason"]))
+    for taken in await taken_back(ledger, org):
+        # What was taken of a grant that was not in force is gone when it begins, or was gone when it ended: until then,
+        # or since then, it is no part of any balance.
+        for at_us, micro in ((taken.apart_us, -taken.apart_micro), (taken.at_us, taken.micro + taken.apart_micro)):
+            if micro:
+                entries.append(Entry(taken.what, at_us, micro, taken.source, taken.reason))
     now = ledger.clock()
     return sorted((e for e in entries if e.at_us <= now), key=lambda entry: (entry.at_us, entry.what))
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Credits that were taken back (micro < 0), or given again: a correction or a transfer.
+
+    `apart_micro`: what of those taken back a grant gave that was not in force, which counts at `apart_us`.
+    """
+
+    what: str
+    at_us: int
+    micro: int
+    apart_micro: int
+    apart_us: int
+    source: str
+    reason: str
+
+
+async def taken_back(ledger: Ledger, org: str) -> list[Taken]:
+    """All that was ever taken back of an org or given again, in no order."""
+    client: Any = ledger.client
+    found = []
+    for entry in map(msgspec.json.decode, await again(partial(client.hvals, keys.of_org(org).withdrawals))):
+        micro = parse_credits(entry["credits"])
+        found.append(
+            Taken(
+                "transfer" if entry["type"] == "transfer" else "correction",
+                parse_time(entry["at"]),
+                -micro if entry["type"] == "withdrawal" else micro,
+                parse_credits(entry.get("apart", "0")),
+                int(entry.get("apart_us", 0)),
+                entry.get("source", "purchase"),
+                entry["reason"],
+            )
+        )
+    return found
 
 
 def is_correction(record: GrantRecord) -> bool:

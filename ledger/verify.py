@@ -196,7 +196,7 @@ class _Org:
         journaled += int(fields.get("journaled", 0))  # by entries that are not kept any more
         self._same("granted", int(fields.get("granted", 0)), "journal", journaled)
         left = sum(int(entry.split(b"|")[2]) for entry in hashes[self._keys.purse].values())
-        paid = granted - left - int(fields.get("expired", 0))
+        paid = granted - left
         owed = int(fields.get("debt", 0))
         owed += sum(int(debt.split("|")[0]) for debt in msgspec.json.decode(fields.get("debts", "{}")).values())
         self._same("spent", int(fields.get("spent", 0)), "taken from grants and overdraft", paid + owed)

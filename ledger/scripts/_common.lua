@@ -186,16 +186,23 @@ local function pay_debt(now)
 end
 
 -- Takes credits back: from the grant `own` first, also where it has not begun, is over or restricted; then from those
--- in force that pay any work. Returns what they did not cover.
+-- in force that pay any work. Returns what they did not cover; what `own` gave while it was not in force, and when that
+-- counts: when it begins, or when it ended.
 local function withdraw(asked, own, now)
   pay_debt(now)
   local grants, due = grants_in_order(), asked
+  local apart, apart_at = 0, 0
   for _, grant in ipairs(grants) do
-    if grant.id == own then due = take(grant, due) end
+    if grant.id == own then
+      due = take(grant, due)
+      if grant.starts > now or grant.expires and grant.expires <= now then
+        apart, apart_at = asked - due, grant.starts > now and grant.starts or grant.expires
+      end
+    end
   end
   due = pay(grants, due, now, now + 1)
   keep_grants(grants)
-  return due
+  return due, apart, apart_at
 end
 
 -- Makes an overdraft of what no grant covers: the next grant pays it.
@@ -220,8 +227,7 @@ end
 local function funds(now)
   local debts = pay_debt(now)
   local granted = micro(KEYS[1], 'granted')
-  local expired = micro(KEYS[1], 'expired')
-  local free, lefts = 0, nil
+  local expired, free, lefts = 0, 0, nil
   local purse = redis.call('HVALS', KEYS[2])
   for i = 1, #purse do
     local starts, expires, remaining, scope = parse_purse(purse[i])

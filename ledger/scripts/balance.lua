@@ -6,10 +6,13 @@
 -- Returns {now_us, granted, expired, spent, held in admission holds, to be held for running work, holds,
 --          then field, value, ... of the org hash, and beside these: owed (what no grant paid), and restricted (JSON: what
 --          is left by scope) where there is such}
--- Side effect: ends holds whose time is over.
+-- Side effect: ends holds whose time is over, and notes the most that ever was expired.
 local now = clock(ARGV[1])
 expire_holds(now)
 local granted, expired, spent, _, lefts, debts = funds(now)
+if expired > micro(KEYS[1], 'expired_most') then
+  redis.call('HSET', KEYS[1], 'expired_most', text(expired))
+end
 local answer = {text(now), text(granted), text(expired), text(spent),
   redis.call('HGET', KEYS[6], '') or '0', redis.call('HGET', KEYS[7], '') or '0', tostring(redis.call('HLEN', KEYS[3]))}
 for _, item in ipairs(redis.call('HGETALL', KEYS[1])) do

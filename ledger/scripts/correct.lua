@@ -40,6 +40,7 @@ elseif plan.corrects ~= '' then
   end
 end
 
+local apart, apart_at = 0, 0
 if plan.gives == '1' then
   redis.call('HSET', KEYS[9], plan.grant[1], plan.grant[2])
   redis.call('HINCRBY', KEYS[1], 'granted', plan.amount)
@@ -51,7 +52,8 @@ if plan.gives == '1' then
   end
   pay_debt(now)
 else
-  local due = withdraw(amount, plan.corrects, now)
+  local due
+  due, apart, apart_at = withdraw(amount, plan.corrects, now)
   owe(due, now)
   redis.call('HINCRBY', KEYS[1], 'granted', text(-amount))
   redis.call('HINCRBY', KEYS[1], 'withdrawn', plan.amount)
@@ -60,11 +62,13 @@ end
 if plan.corrects ~= '' then
   redis.call('HINCRBY', KEYS[12], plan.corrects, plan.gives == '1' and plan.amount or text(-amount))
 end
-local packed = cjson.encode(entry)
+redis.call('XADD', KEYS[8], '*', 'entry', cjson.encode(entry))
 if plan.gives ~= '1' then
-  redis.call('HSET', KEYS[10], 'correction:' .. plan.key, packed)
+  if apart > 0 then
+    entry.apart, entry.apart_us = credits(apart), text(apart_at)  -- for statements
+  end
+  redis.call('HSET', KEYS[10], 'correction:' .. plan.key, cjson.encode(entry))
 end
-redis.call('XADD', KEYS[8], '*', 'entry', packed)
-packed = cjson.encode(record)
+local packed = cjson.encode(record)
 redis.call('HSET', KEYS[11], plan.key, packed)
 return {'done', packed}

@@ -260,6 +260,24 @@ async def test_counters_go_on_after_a_restart(
     assert value(seen[0], "credits_unbillable_workloads_total", reason="unpriced") == 1
 
 
+async def test_what_expired_does_not_fall_when_a_grant_that_is_over_is_corrected(
+    tmp_path: Path, valkey_url: str, ledger: Ledger, cluster: FileCluster
+) -> None:
+    async with open_ledger(valkey_url, epoch_us=T0 - HOUR, clock=lambda: T0) as then:
+        await then.accounts.grant("acme", 10_000_000, key="k", who="t", expires_us=T0 + HOUR)
+    cluster.show(T0 + HOUR)
+    settings = settings_of(tmp_path, valkey_url, cluster.source())
+    for withdrawn in (0, 4):
+        async with exporting(settings) as exporter:
+            await until(lambda: _is_ready(exporter.url))
+            series = await scrape(exporter.url)
+        assert value(series, "credits_expired_total", org="acme") == 10
+        assert value(series, "credits_granted_total", org="acme", source="provision") == 10
+        assert value(series, "credits_withdrawn_total", org="acme") == withdrawn
+        await ledger.corrections.correct("acme", -4_000_000, corrects="k", key="c", reason="a mistake", who="t")
+    assert (await ledger.accounts.balance("acme")).expired_micro == 6_000_000
+
+
 async def test_an_edited_rate_counts_from_then_on_and_a_bad_one_changes_nothing(
     tmp_path: Path, valkey_url: str, ledger: Ledger, cluster: FileCluster
 ) -> None:

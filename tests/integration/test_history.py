@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from dashboards.promql import Scope, checkpoint, total
 from exporter import history as module
 from exporter.history import history
-from exporter.metric_names import EXPIRED, GRANTED, SPENT
+from exporter.metric_names import EXPIRED, GRANTED, RESTORED, SPENT, WITHDRAWN
 from ledger.usage import UsageQuery, usage
 from tests.histories import HOUR, T0
 from tests.prometheus_lab import as_grafana, backfill, prometheus
@@ -21,7 +21,7 @@ DAY = 24 * HOUR
 
 
 async def fill(lab: UsageLab) -> None:
-    """Four days of jobs that start and end at odd times, a volume, grants."""
+    """Four days of jobs that start and end at odd times, a volume, grants, one of them corrected."""
     accounts = lab.ledger.accounts
     await accounts.grant("acme", 1_000_000_000, key="a", who="test", expires_us=T0 + 2 * DAY)
     work = [
@@ -37,6 +37,7 @@ async def fill(lab: UsageLab) -> None:
     for at in range(0, 5 * DAY, 13 * HOUR):
         await lab.take(T0 + at, [*(w for w in work if (w.started_us or 0) <= T0 + at), volume("v", 10**9 + at)])
     await accounts.grant("acme", 5_000_000, key="b", who="test", source="gift")
+    await lab.ledger.corrections.correct("acme", -3_000_000, corrects="b", key="c", reason="too much", who="test")
     await lab.take(T0 + 5 * DAY, [*work, volume("v", 0)])
 
 
@@ -51,13 +52,16 @@ async def test_the_reference_parser_reads_it_and_the_last_values_are_the_ledgers
         families = {family.name: family for family in text_string_to_metric_families(text)}
         assert set(families) == {
             "credits_spent", "credits:spent:hourly", "credits_granted", "credits:granted:hourly", "credits_expired",
-            "credits:expired:hourly", "credits_ledger_epoch_timestamp_seconds", checkpoint(module.m.LEDGER_EPOCH),
+            "credits:expired:hourly", "credits_withdrawn", "credits:withdrawn:hourly", "credits_restored",
+            "credits:restored:hourly", "credits_ledger_epoch_timestamp_seconds", checkpoint(module.m.LEDGER_EPOCH),
         }  # fmt: skip
         balance = await lab.ledger.accounts.balance("acme")
         for name, micro in (
             ("spent", balance.spent_micro),
-            ("granted", balance.granted_micro),
+            ("granted", sum(balance.granted_by_source.values())),
             ("expired", balance.expired_micro),
+            ("withdrawn", balance.withdrawn_micro),
+            ("restored", 0),
         ):
             for family in (families[f"credits_{name}"], families[f"credits:{name}:hourly"]):
                 last: dict[tuple[str, ...], float] = {}
@@ -94,10 +98,16 @@ async def test_a_prometheus_that_was_installed_later_shows_what_the_ledger_says(
                 query = as_grafana(total(SPENT, Scope(), ("project", "user")), {}, seconds)
                 found = server.instant(query, (T0 + until * HOUR) // 1_000_000)
                 assert {k: round(v * 1_000_000) for k, v in found.items() if v > 1e-9} == expected
-            for metric, name in ((GRANTED, "granted"), (EXPIRED, "expired")):
-                found = server.instant(as_grafana(total(metric, Scope()), {}, 5 * 86400), (T0 + 5 * DAY) // 1_000_000)
-                balance = await lab.ledger.accounts.balance("acme")
-                assert {(): getattr(balance, f"{name}_micro")} == {k: round(v * 1_000_000) for k, v in found.items()}
+            balance = await lab.ledger.accounts.balance("acme")
+            taken = f"{total(WITHDRAWN, Scope())} - {total(RESTORED, Scope())}"
+            assert balance.granted_micro == sum(balance.granted_by_source.values()) - balance.withdrawn_micro
+            for query, micro in (
+                (total(GRANTED, Scope()), sum(balance.granted_by_source.values())),
+                (total(EXPIRED, Scope()), balance.expired_micro),
+                (taken, balance.withdrawn_micro),
+            ):
+                found = server.instant(as_grafana(query, {}, 5 * 86400), (T0 + 5 * DAY) // 1_000_000)
+                assert {(): micro} == {k: round(v * 1_000_000) for k, v in found.items()}
 
 
 async def test_an_empty_ledger_has_an_empty_history(valkey_url: str) -> None:

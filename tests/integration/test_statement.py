@@ -80,6 +80,34 @@ async def test_statements_add_up_and_end_with_the_balance(data: st.DataObject, v
         assert found[-1].closing_micro == balance.left_micro
 
 
+async def test_what_is_taken_of_a_grant_that_has_not_begun_is_missing_from_its_beginning_on(valkey_url: str) -> None:
+    async with usage_lab(valkey_url, epoch=START) as lab:
+        ledger = lab.ledger
+        await ledger.accounts.grant("acme", 100_000_000, key="a", who="test", effective_us=START + 30 * DAY)
+        await ledger.accounts.grant("acme", 10_000_000, key="b", who="test")
+        await ledger.corrections.correct("acme", -60_000_000, corrects="a", key="c", reason="too much", who="test")
+        for days, expected in ((1, 10_000_000), (31, 50_000_000)):
+            lab.clock[0] = START + days * DAY
+            assert (await ledger.accounts.balance("acme")).left_micro == expected
+            assert (await statement(ledger, "acme", "2026-10")).closing_micro == expected
+        september, october = [(await statement(ledger, "acme", month)).shape() for month in MONTHS[1:3]]
+        assert (september["corrections"], september["closing"]) == ("0", "10")
+        assert (october["granted"], october["corrections"], october["closing"]) == ("100", "-60", "50")
+
+
+async def test_what_is_taken_of_a_grant_that_is_over_leaves_the_months_since_as_they_were(valkey_url: str) -> None:
+    async with usage_lab(valkey_url, epoch=START) as lab:
+        ledger = lab.ledger
+        await ledger.accounts.grant("acme", 100_000_000, key="a", who="test", expires_us=START + DAY)
+        lab.clock[0] = START + 40 * DAY
+        before = [(await statement(ledger, "acme", month)).closing_micro for month in MONTHS]
+        await ledger.corrections.correct("acme", -60_000_000, corrects="a", key="c", reason="too much", who="test")
+        found = [await statement(ledger, "acme", month) for month in MONTHS]
+        assert [one.closing_micro for one in found] == before == [0] * len(MONTHS)
+        shape = found[1].shape()
+        assert (shape["granted"], shape["corrections"], shape["expired"]) == ("100", "-60", "40")
+
+
 async def test_a_statement_says_where_the_credits_went(valkey_url: str) -> None:
     async with usage_lab(valkey_url, epoch=START) as lab:
         grant = lab.ledger.accounts.grant
