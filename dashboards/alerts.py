@@ -10,9 +10,9 @@ from dashboards.promql import Scope, by, each
 from dashboards.recorded import BALANCE_USED, BUDGET_USED, RUNWAY
 from exporter.metric_names import (
     ADMISSIONS,
-    ALLOWED,
     CHARGE_BACK_PENDING,
     ENFORCER_LEDGER_UP,
+    EXCEPTED,
     LEDGER_DRIFT,
     LEDGER_UP,
     LEDGER_VERIFIED,
@@ -219,7 +219,7 @@ def _metering() -> list[Alert]:
 
 def _enforcing() -> list[Alert]:
     job = f'up{{job="{limits.ENFORCER_JOB}"}}'
-    passed = (f'decision="{ALLOWED}"', 'reason="ledger_unavailable"')
+    passed = (f'decision="{EXCEPTED}"', 'reason="ledger_unavailable"')
     return [
         Alert(
             "CreditsEnforcerDown",

@@ -32,6 +32,7 @@ from exporter.metric_names import (
     AUTH_FAILURES,
     AVAILABLE,
     DENIED,
+    EXCEPTED,
     HELD,
     HOLDS,
     ORPHAN_HOLDS,
@@ -40,7 +41,7 @@ from exporter.metric_names import (
     STAGES,
 )
 
-REFUSED, PASSED, SHADOW = (f'decision="{value}"' for value in (DENIED, ALLOWED, SHADOWED))
+REFUSED, EXCEPTIONS, SHADOW = (f'decision="{value}"' for value in (DENIED, EXCEPTED, SHADOWED))
 UNCHECKED = 'reason="ledger_unavailable"'
 
 
@@ -71,7 +72,7 @@ def dashboard() -> PanelJson:
         stat(
             "Let in unchecked",
             f"Requests allowed because the ledger did not answer. An alert fires on each. {EXACT}",
-            total(ADMISSIONS, scope, (), PASSED, UNCHECKED),
+            total(ADMISSIONS, scope, (), EXCEPTIONS, UNCHECKED),
             COUNT,
             ANY_IS_BAD,
         ),

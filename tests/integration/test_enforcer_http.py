@@ -18,6 +18,7 @@ from config.settings import AdmissionSettings, Settings
 from config.slurm_rules import AccountRule
 from config.sources import SlurmSource
 from config.values import Address
+from enforcer import metrics
 from enforcer.app import DESK, build_app
 from enforcer.metrics import ADMISSIONS, DURATION
 from exporter import metric_names
@@ -347,6 +348,9 @@ async def test_modes_of_a_cluster_and_of_an_org(client: Client) -> None:
 
 async def test_metrics_have_the_names_of_the_contract_and_go_on_after_a_restart(client: Client) -> None:
     assert (metric_names.ADMISSIONS.name, metric_names.ADMISSION_DURATION.name) == (ADMISSIONS, DURATION)
+    decisions = metrics.ALLOWED, metrics.DENIED, metrics.SHADOWED, metrics.EXCEPTED
+    known = metric_names.ALLOWED, metric_names.DENIED, metric_names.SHADOWED, metric_names.EXCEPTED
+    assert known == decisions  # dashboards and alerts ask for these
     for total in (1.0, 2.0):
         async with enforcer(client) as api:
             await give(api, "100", key=str(total))
@@ -363,7 +367,8 @@ async def test_any_enforcer_tells_what_all_of_them_decided(client: Client) -> No
 
     async def told(api: Api, total: int) -> None:
         async with asyncio.timeout(10):
-            while f'{{decision="deny",reason="unknown_org"}} {total}.0' not in (await api.call("GET", "/metrics"))[1]:
+            text = f'{{decision="deny",reason="unknown_org"}} {total}.0'
+            while text not in (await api.call("GET", "/metrics"))[1]:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
     async with enforcer(client, here) as one, enforcer(client, here) as same, enforcer(client, there) as other:
@@ -466,6 +471,8 @@ async def test_what_was_let_through_is_capped_and_held_and_journaled_afterwards(
         bodies = [(await api.call("POST", "/v1/admission", JOB, "scheduler"))[1] for _ in range(4)]
         assert [body["allowed"] for body in bodies] == [True, True, False, False]
         assert {body["code"] for body in bodies} == {"ledger_unavailable"}
+        counted = (await api.call("GET", "/metrics", role=None))[1]
+        assert f'{{decision="{metric_names.EXCEPTED}",reason="ledger_unavailable"}} 2.0' in counted
         server.start()
         entries: list[Any] = []
         async with asyncio.timeout(15):

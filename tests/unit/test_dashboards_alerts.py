@@ -14,6 +14,7 @@ from dashboards import limits, units
 from dashboards.alerts import alert_rules, alerts
 from dashboards.build import build
 from dashboards.rules import recording_rules
+from exporter.metric_names import EXCEPTED
 
 ROOT = Path(__file__).parents[2]
 RULES = {rule["alert"]: rule for rule in alert_rules("docs/runbook.md")["groups"][0]["rules"]}
@@ -51,7 +52,7 @@ def _series(metric: str, values: str, **labels: str) -> dict[str, str]:
     return {f"{metric}{{{inner}}}": values}
 
 
-UNCHECKED = {"decision": "allow", "reason": "ledger_unavailable"}
+UNCHECKED = {"decision": EXCEPTED, "reason": "ledger_unavailable"}
 UNBILLED = {"source": "slurm-hpc", "reason": "no_org"}
 FIRES: dict[str, Case] = {
     "CreditsRunwayShort": (_runway(20 * 3600), "30m", ORG),
