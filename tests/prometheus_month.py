@@ -102,7 +102,8 @@ def _gauges() -> Iterator[tuple[str, tuple[str, dict[Labels, list[Sample]]]]]:
             series[stored] = [(at, "0.0001") for at in times]
             series[labels] = [(at, "1" if at < END - 2 * HOUR else "2") for at in times]
         if metric is ADMISSIONS:
-            for decision, reason in (("deny", "no_credits"), ("shadow", "no_credits"), ("exception", "ledger_unavailable")):
+            unchecked = "exception", "ledger_unavailable"
+            for decision, reason in (("deny", "no_credits"), ("shadow", "no_credits"), unchecked):
                 found = (("decision", decision), ("reason", reason), *target)
                 series[found] = [(at, str((at - END) // 600 + 40)) for at in times]
         if metric is GRANTED:
