@@ -7,12 +7,13 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 from aiohttp import web
 
 from api import shapes
-from api.routes import Operation, Route
+from api.routes import Handler, Operation, Route
 from config.settings import Settings
 from config.sources import SlurmSource
 from enforcer.access import ConsoleSide, Guard
@@ -23,6 +24,7 @@ from enforcer.admission.kubernetes import KubernetesApi
 from enforcer.admission.slurm import SlurmApi
 from enforcer.bodies import answer
 from enforcer.budgets_api import BudgetsApi
+from enforcer.direct import DIRECT
 from enforcer.failures import Failures
 from enforcer.grants_api import GrantsApi
 from enforcer.metrics import EnforcerMetrics
@@ -44,6 +46,8 @@ MoreRoutes = Callable[[Ledger], Iterable[Route]]
 MakeConsole = Callable[[Ledger], ConsoleSide]
 log = logging.getLogger(__name__)
 _PART: Final = re.compile(r"\{(\w+)\}")
+_DIRECT: Final = {("POST", "/v1/admission")}
+"""Calls that are asked for so often that finding their route is worth saving."""
 DESK: Final = web.AppKey("desk", Desk)
 ROUTES: Final[web.AppKey[list[Route]]] = web.AppKey("routes")
 """All calls that an application serves."""
@@ -88,11 +92,16 @@ def build_app(
     ]
     routes += description_routes(list(routes))
     app[ROUTES] = routes
+    direct: dict[tuple[str, str], Handler] = {}
+    app[DIRECT] = direct
     guard = Guard(ledger.tokens, settings.admission.decision_seconds, failures, console)
     for route in routes:
         # A name may be of anything, also of braces, which a part of a path is not by default.
         path = _PART.sub(r"{\1:[^/]+}", route.path)
-        app.router.add_route(route.method, path, guard.guarded(route))
+        handler = guard.guarded(route)
+        app.router.add_route(route.method, path, handler)
+        if (route.method, route.path) in _DIRECT and not proxies:  # else the caller's address is found out first
+            direct[route.method, route.path] = partial(problems, handler=handler)
     app.router.add_post("/k8s/admission/{path:.*}", kubernetes.misdirected)
     if console is not None:
         app[ERROR_PAGE] = console.error_page

@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from config.settings import EnforcerSettings
+from enforcer.direct import DIRECT, serve_directly
 from enforcer.slow_senders import SECONDS, end_slow_senders
 from enforcer.tls import Certificates
 from ledger.errors import InvalidRequest
@@ -38,6 +39,8 @@ async def serving(app: web.Application, settings: EnforcerSettings, patience: fl
             handle_signals=False, logger=_http_log,
         )  # fmt: skip
         await runner.setup()
+        if runner.server is not None and DIRECT in app:
+            serve_directly(runner.server, app[DIRECT])
         stack.push_async_callback(runner.cleanup)
         context = None if certificates is None else certificates.context
         site = web.TCPSite(

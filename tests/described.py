@@ -64,6 +64,8 @@ def watching(app_module: ModuleType) -> Iterator[list[str]]:
     @web.middleware
     async def watched(request: web.Request, handler: Handler) -> web.StreamResponse:
         response: web.StreamResponse = await inner(request, handler)
+        if request._match_info is None:  # served directly: the route is not known
+            return response
         resource = request.match_info.route.resource
         if resource is None or response.status == 500 or not isinstance(response, web.Response):
             return response
