@@ -11,7 +11,7 @@ from typing import Any, Final
 from console.payments import Till
 from ledger import keys
 from ledger.connect import again
-from ledger.errors import CreditsError
+from ledger.errors import CreditsError, LedgerUnavailable
 from ledger.store import Ledger
 
 _DAY_US: Final = 86_400_000_000
@@ -19,6 +19,8 @@ _BACK_US: Final = 2 * _DAY_US
 """A session lives for a day at most, so what is paid now was created no longer ago, and some more."""
 _FAR_BACK_US: Final = 120 * _DAY_US
 """Slow payments, refunds that fail and disputes take longer: once a day, and at the start, it looks so far."""
+_FAILED_MAX: Final = 20
+"""So many in one round are not the fault of these news."""
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +35,7 @@ class Reconciler:
     async def once(self) -> Counter[str]:
         """One round: what became of how many news. Where it breaks off, the next one begins where this did.
 
-        Raises: ProviderUnavailable, LedgerUnavailable.
+        News that cannot be dealt with hold up no others. Raises: ProviderUnavailable, LedgerUnavailable.
         """
         client: Any = self._ledger.client
         now = self._ledger.clock()
@@ -42,8 +44,19 @@ class Reconciler:
         since = self._ledger.epoch_us if before is None else int(before)
         since = max(0, min(since, now) - (_FAR_BACK_US if is_far else _BACK_US))
         results: Counter[str] = Counter()
+        failed: list[Exception] = []
         for news in await self._till.provider.news_since(since):
-            results[await self._till.take(news)] += 1
+            try:
+                results[await self._till.take(news)] += 1
+            except LedgerUnavailable:
+                raise
+            except Exception as error:
+                log.warning("not dealt with: %s: %s", news, error)
+                failed.append(error)
+                if len(failed) == _FAILED_MAX:
+                    break
+        if failed:
+            raise failed[0]
         await again(lambda: client.set(keys.PAYMENTS_CHECKED, str(now)))
         if is_far:
             self._looked_far_us = now

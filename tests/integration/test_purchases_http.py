@@ -200,6 +200,22 @@ async def test_payments_whose_webhook_never_came_are_found(shop: Shop) -> None:
     assert not (await shop.reconciler.once()).keys() - {"known"}
 
 
+async def test_news_that_cannot_be_dealt_with_hold_up_no_others(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    shop.stripe.hook = ""
+    payments = [shop.stripe.pay(shop.session_of(await shop.buy(key=f"k{number}"))) for number in range(2)]
+    shop.stripe.dispute(payments[1])
+    # Of an account that these keys do not open, say: the provider does not know whose it is.
+    shop.stripe.refunds["re_strange"] = {
+        **shop.stripe.refunds[shop.stripe.refund(payments[0])], "id": "re_strange", "payment_intent": "pi_strange",
+    }  # fmt: skip
+    with pytest.raises(ProviderUnavailable):
+        await shop.reconciler.once()
+    assert await shop.balance() == "0"  # both are paid, one is refunded and the other disputed
+    assert "re_strange" in caplog.text
+    del shop.stripe.refunds["re_strange"]
+    assert not (await shop.reconciler.once()).keys() - {"known"}
+
+
 async def test_more_than_a_page_of_payments_is_found(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("console.stripe_provider._PAGE", 2)
     shop.stripe.hook = ""
