@@ -25,6 +25,8 @@ from ledger.model import Kind, Observation
 
 APP_LABEL: Final = "app.kubernetes.io/name"
 """What an app is, of which there can be several instances; rates and reports go by it."""
+FALSE_JOB: Final = "false_job"
+"""Counted, though charged: a pod with the label of a platform's job that is none, beside the source that meters those."""
 DISK_LABELS: Final = ("platform.apolo.us/disk", "platform.neuromation.io/disk-api-disk")
 _SECOND_US: Final = 1_000_000
 _BYTES_MAX: Final = 2**63 - 1
@@ -68,7 +70,7 @@ class PodReader:
     """Reads pods and claims by the configured labels and preset sizes.
 
     Without `jobs` and `disks` it passes over the pods of the platform's jobs, and over the platform's disks:
-    another source meters them.
+    another source meters them. The platform names a job's pod as the job, so one that has another name is none of them.
     """
 
     def __init__(self, labels: Labels, sizes: PresetSizes, *, jobs: bool = True, disks: bool = True) -> None:
@@ -94,7 +96,8 @@ class PodReader:
         """
         meta, labels = pod.metadata, pod.metadata.labels or {}
         job, instance = labelled(labels, self._labels.job), labelled(labels, self._labels.app)
-        if job and not self._jobs:
+        false_job = bool(job) and not self._jobs and job != meta.name
+        if job and not self._jobs and not false_job:
             return None
         try:
             started_us, ended_us = _billed(pod, before, now_us, deleted)
@@ -127,7 +130,7 @@ class PodReader:
             required_name(meta.namespace, names.MALFORMED),
             optional_name(instance) if app else "",
             deletion_us,
-            reason,
+            reason or (FALSE_JOB if false_job else None),
             ours=bool(job or labelled(labels, self._labels.preset)),
             waits=pod.status.phase == "Pending",
         )

@@ -415,9 +415,16 @@ def test_what_ended_is_listed_until_the_ledger_knows():
 
 def test_beside_an_apolo_source_pods_of_its_jobs_are_passed_over():
     cluster = Cluster(jobs=False)
-    cluster.see(live(1, labels=apolo_labels() | {"platform.apolo.us/job": "job-1"}))
+    cluster.see(live(1, name="job-1", labels=apolo_labels() | {"platform.apolo.us/job": "job-1"}))
     cluster.see(live(2))
     assert set(cluster.told) == {str(UUID(int=2))}
+
+
+def test_beside_an_apolo_source_a_pod_that_only_has_the_label_of_a_job_is_charged_and_counted():
+    cluster = Cluster(jobs=False)
+    cluster.see(live(1, name="mine", labels=apolo_labels() | {"platform.apolo.us/job": "job-1"}))
+    assert cluster.only().id == str(UUID(int=1))
+    assert cluster.pods.unbillable() == {"false_job": 1}
 
 
 def test_the_deadline_of_a_pod_is_its_limit():
