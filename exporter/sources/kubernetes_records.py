@@ -26,7 +26,7 @@ from ledger.model import Kind, Observation
 APP_LABEL: Final = "app.kubernetes.io/name"
 """What an app is, of which there can be several instances; rates and reports go by it."""
 FALSE_JOB: Final = "false_job"
-"""Counted, though charged: a pod with the label of a platform's job that is none, beside the source that meters those."""
+"""Counted, though charged: a pod labelled as the platform's job that is none, beside the source that meters those."""
 DISK_LABELS: Final = ("platform.apolo.us/disk", "platform.neuromation.io/disk-api-disk")
 _SECOND_US: Final = 1_000_000
 _BYTES_MAX: Final = 2**63 - 1
