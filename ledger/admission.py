@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -15,7 +16,7 @@ from ledger.admission_request import Terms as Terms
 from ledger.admit_calls import AdmitCalls
 from ledger.budget_store import BudgetStore
 from ledger.clock import Clock, now_us
-from ledger.connect import Client
+from ledger.connect import Client, again
 from ledger.errors import UnknownOrg
 from ledger.lua import Scripts, common_keys, text
 from ledger.model import Code, RatePlan, RateTable
@@ -73,6 +74,7 @@ class Admissions:
         self, client: Client, scripts: Scripts, rates: RatesStore, budgets: BudgetStore, clock: Clock | None = None
     ) -> None:
         """`clock` replaces the server's clock in tests."""
+        self._client = client
         self.pipelined = Pipelined(client)
         self._calls = AdmitCalls(self.pipelined, scripts.admit, budgets, clock)
         self._scripts = scripts
@@ -144,7 +146,7 @@ class Admissions:
             balance = await self._accounts.balance(request.org)
         except UnknownOrg:
             return Quote(decision, hour, total, None, None, decision.tier)
-        lasts, first_out = await self._lasts(request, balance, hour)
+        lasts, first_out = await self._lasts(request, balance, hour, (terms or _TERMS).hold_us)
         return Quote(decision, hour, total, balance, lasts, decision.tier or first_out)
 
     async def release(self, org: str, hold_id: str) -> int | None:
@@ -228,7 +230,7 @@ class Admissions:
         return Circumstances(fields.get("contact") or None, burn, terms.buy_url, line, others)
 
     async def _lasts(
-        self, request: AdmissionRequest, balance: Balance, hour: int | None
+        self, request: AdmissionRequest, balance: Balance, hour: int | None, hold_us: int
     ) -> tuple[int | None, str | None]:
         """(how long the tier that runs out first lasts, which one that is) once the work runs too."""
         found: list[tuple[int, str]] = []
@@ -236,13 +238,28 @@ class Admissions:
             usable = min(balance.usable_micro, balance.supply.left_for(*_class(request), {}))
             found.append((max(0, usable) * HOUR_US // (balance.burn_micro + hour), "org"))
         if hour:
-            for state in await self._budget_store.states(request.org):
-                if state.budget.covers(request.project, request.user):
+            covering = [
+                state
+                for state in await self._budget_store.states(request.org)
+                if state.budget.covers(request.project, request.user)
+            ]
+            if covering:
+                of_project, of_user = await self._burns(request, hold_us)
+                for state in covering:
                     left = max(0, state.budget.limit_micro - state.spent_micro)
-                    lasts = left * HOUR_US // hour
+                    burn = hour + (of_project if state.budget.user is None else of_user)
+                    lasts = left * HOUR_US // burn
                     if state.ends_us is None or self._clock() + lasts < state.ends_us:
                         found.append((lasts, "project" if state.budget.user is None else "user"))
         return min(found) if found else (None, None)
+
+    async def _burns(self, request: AdmissionRequest, hold_us: int) -> tuple[int, int]:
+        """Micro-credits an hour of what runs in the project, and of the user in it: by what that has set aside."""
+        fields = keys.tier_fields(request.project, request.user)[1:]
+        client: Any = self._client
+        aside = await again(lambda: client.hmget(keys.of_org(request.org).running, fields))
+        of_project, of_user = (int(micro or 0) * HOUR_US // hold_us if hold_us else 0 for micro in aside)
+        return of_project, of_user
 
 
 _TERMS = Terms()

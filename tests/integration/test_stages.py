@@ -15,6 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from config.values import Secret
 from enforcer.actions.base import Outcome
@@ -65,6 +66,20 @@ def test_a_budget_that_starts_anew_before_it_runs_out_warns_nobody() -> None:
     assert decide(TierState(), soon, SUSPEND).stage == Stage.WARN
     renewed = facts(left_micro=10 * CREDIT, burn_micro=CREDIT, ends_us=T0 + 9 * HOUR)
     assert decide(TierState(), renewed, SUSPEND) == TierState()
+
+
+async def test_a_quote_counts_what_runs_beside_it_in_a_budget(client: Client) -> None:
+    cluster = Cluster(client)
+    await cluster.setup(10_000 * CREDIT, *map(str, range(20)))  # 80 credits an hour
+    cluster.jobs["other"] = "q", "u"
+    await cluster.ledger.budgets.put("acme", "p", None, 84 * CREDIT, who="test", period="total")
+    await cluster.ledger.budgets.put("acme", "q", "u", 20 * CREDIT, who="test", period="total")
+    await cluster.after(0)
+    asked = AdmissionRequest(cluster="c", org="acme", project="p", user="u", preset="small")
+    quote = await cluster.ledger.admissions.quote(asked)
+    assert (quote.lasts_us, quote.first_out) == (HOUR, "project")
+    quote = await cluster.ledger.admissions.quote(replace(asked, project="q", count=4))
+    assert (quote.lasts_us, quote.first_out) == (HOUR, "user")
 
 
 def test_an_org_may_have_its_own_policy() -> None:
