@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.base import Group, json_option, who, with_ledger
+from cli.base import Group, json_option, settings, who, with_ledger
 from cli.output import print_json
 
 if TYPE_CHECKING:
@@ -46,19 +46,20 @@ def show(org: str, as_json: bool) -> None:
 @json_option
 def test(org: str, as_json: bool) -> None:
     """Send a test to everybody whom an org has told; the enforcer that runs sends it within a minute."""
+    has_mail = settings().notices.smtp is not None
 
     async def work(ledger: Ledger) -> dict[str, Any]:
         from ledger.errors import CreditsError
-        from ledger.notice_prefs import NoticePreferences, test_event
+        from ledger.notice_prefs import NoticePreferences, test_event, why_nobody
 
         await ledger.accounts.balance(org)
         found = await NoticePreferences(ledger.client, ledger.scripts).read(org)
-        if not found.email and found.webhook is None:
-            raise CreditsError(f"org {org} names nobody to tell; set it in the console, or by PUT /v1/orgs/ORG/notices")
+        if nobody := why_nobody(org, found, has_mail):
+            raise CreditsError(nobody)
         event = test_event(org, who(), ledger.clock())
         await ledger.notices.note(event)
         url = None if found.webhook is None else found.webhook.url
-        return {"event": event["event"], "email": list(found.email), "webhook": url}
+        return {"event": event["event"], "email": list(found.email) if has_mail else [], "webhook": url}
 
     sent = with_ledger(work)
     if as_json:

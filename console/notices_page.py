@@ -12,7 +12,7 @@ from config.notices import NoticeSettings
 from console.desk import CHANGE, SEE, Desk
 from console.pages import org_url
 from ledger.errors import InvalidRequest
-from ledger.notice_prefs import KINDS, NoticePreferences, Preferences, test_event, wanted_hook
+from ledger.notice_prefs import KINDS, NoticePreferences, Preferences, test_event, wanted_hook, why_nobody
 
 _TITLES: Final = {
     "stage": "Stages: the org, or a budget, runs out, and has credits again",
@@ -73,8 +73,8 @@ class NoticesPage:
         org = request.match_info["org"]
         found = await self._preferences.read(org)
         here = org_url(org, "notices")
-        if not found.email and found.webhook is None:
-            return self._desk.pages.redirect(request, here, "There is nobody to tell yet.", kind="bad")
+        if nobody := why_nobody(org, found, self._settings.smtp is not None):
+            return self._desk.pages.redirect(request, here, nobody, kind="bad")
         ledger = self._desk.ledger
         await ledger.notices.note(test_event(org, self._desk.caller(request).who, ledger.clock()))
         return self._desk.pages.redirect(request, here, "A test is on its way; it takes up to a minute.")

@@ -24,6 +24,7 @@ from ledger.notice_prefs import (
     preferences_shape,
     test_event,
     wanted_hook,
+    why_nobody,
 )
 from ledger.store import Ledger
 
@@ -91,12 +92,13 @@ class NoticesApi:
         """Sends a test to everybody who is told."""
         org = await self._known(request)
         wanted = await self._preferences.read(org)
-        if not wanted.email and wanted.webhook is None:
-            raise Problem(409, "nobody_to_tell", f"Org {org} names nobody to tell: set email or webhook first.")
+        has_mail = self._settings.smtp is not None
+        if nobody := why_nobody(org, wanted, has_mail):
+            raise Problem(409, "nobody_to_tell", nobody)
         event = test_event(org, token_of(request).who, self._ledger.clock())
         await self._ledger.notices.note(event)
         url = None if wanted.webhook is None else wanted.webhook.url
-        return answer({"event": event["event"], "email": list(wanted.email), "webhook": url}, 202)
+        return answer({"event": event["event"], "email": list(wanted.email) if has_mail else [], "webhook": url}, 202)
 
     async def _known(self, request: web.Request) -> str:
         org = request.match_info["org"]

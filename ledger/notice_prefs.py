@@ -89,6 +89,18 @@ def preferences_shape(org: str, found: Preferences) -> dict[str, Any]:
     }
 
 
+def why_nobody(org: str, found: Preferences, has_mail: bool) -> str:
+    """Why a test would reach nobody, and the remedy; empty where somebody is reached."""
+    if found.webhook is not None or (found.email and has_mail):
+        return ""
+    if not found.email:
+        return f"Org {org} names nobody to tell: set e-mail addresses or a webhook first."
+    return (
+        f"Nobody would be told: org {org} names e-mail addresses only, "
+        "and no mail server is set up here (notices.smtp in the settings)."
+    )
+
+
 def test_event(org: str, who: str, now_us: int) -> dict[str, Any]:
     """An event that everybody is told of whom the org named."""
     return {"event": secrets.token_hex(16), "type": "test", "at": format_time(now_us), "org": org, "who": who}

@@ -53,4 +53,8 @@ def test_a_test_goes_to_those_whom_the_org_named(lab: Lab, monkeypatch: pytest.M
     monkeypatch.chdir(lab.directory)
     asyncio.run(name())
     assert "ops@example.org" in lab.ok("notices", "show", "acme")
+    refused = lab.run("notices", "test", "acme")
+    assert (refused.returncode, "no mail server is set up here" in refused.stderr) == (1, True)
+    mail = {"from": "credits@example.com", "smtp": {"host": "127.0.0.1", "tls": "none"}}
+    lab.settings(notices=mail)
     assert lab.json("notices", "test", "acme")["email"] == ["ops@example.org"]

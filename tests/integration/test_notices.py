@@ -487,7 +487,11 @@ async def test_preferences_over_http(client: Client) -> None:
         status, shape = await call("GET", path)
         assert (shape["email"], shape["kinds"], shape["webhook"]["secret"]) == ([OPS], ["stage"], None)
         status, said = await call("POST", f"{path}/test")
-        assert (status, said["email"]) == (202, [OPS])
+        # No mail server is set up in these settings, so that only the webhook is told.
+        assert (status, said["email"], said["webhook"]) == (202, [], "https://hooks.example.org/x")
+        assert (await call("PUT", path, {"email": [OPS]}))[0] == 200
+        status, said = await call("POST", f"{path}/test")
+        assert (status, said["code"], "no mail server" in said["detail"]) == (409, "nobody_to_tell", True)
         for wrong in (
             {"email": ["x"]}, {"email": [OPS, OPS.upper()]}, {"email": [OPS] * 21}, {"kinds": ["all"]}, {"more": 1},
             {"runway_hours": -1}, {"webhook": {"url": "http://example.org/"}}, {"webhook": {"url": "https://10.0.0.1/"}},
