@@ -29,6 +29,10 @@ class Stage(IntEnum):
 WORDS = {Stage.NONE: "ok", Stage.WARN: "warn", Stage.BLOCK: "block", Stage.GRACE: "grace"}
 
 
+_CALM = (5, 4)
+"""Without new credits a warning ends once what is left lasts longer than its hours by this."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What happens to a tier that runs out. `then`: block, suspend or stop."""
@@ -77,13 +81,14 @@ def decide(state: TierState, facts: TierFacts, policy: Policy) -> TierState:
     if stage == state.stage:
         return state
     until = facts.at_us + policy.grace_us if stage is Stage.GRACE else state.until_us if stage is Stage.ACT else 0
-    # What is suspended goes on once its window is there again: it wants nothing meanwhile, so this is remembered.
-    need = facts.wanted_micro if stage is Stage.ACT else 0
+    # What is suspended goes on once its window is there again: it wants nothing meanwhile, so this is remembered. And
+    # who was warned is not told that all is well, and warned again, as often as a job ends and another starts.
+    need = facts.wanted_micro if stage is Stage.ACT else max(0, facts.left_micro) if stage is Stage.WARN else 0
     return TierState(stage, facts.at_us, until, need)
 
 
 def _stage(state: TierState, facts: TierFacts, policy: Policy) -> Stage:
-    by_balance = _by_balance(facts, policy)
+    by_balance = _by_balance(state, facts, policy)
     if facts.unlimited:
         return Stage.NONE
     if policy.then == "block":
@@ -103,14 +108,15 @@ def _stage(state: TierState, facts: TierFacts, policy: Policy) -> Stage:
     return Stage.GRACE
 
 
-def _by_balance(facts: TierFacts, policy: Policy) -> Stage:
+def _by_balance(state: TierState, facts: TierFacts, policy: Policy) -> Stage:
     if facts.left_micro - facts.held_micro - facts.wanted_micro <= 0:
         return Stage.BLOCK
-    if facts.burn_micro > 0:
-        lasts = facts.left_micro * HOUR_US // facts.burn_micro
-        if lasts <= policy.warn_us and (facts.ends_us is None or facts.at_us + lasts < facts.ends_us):
-            return Stage.WARN
-    return Stage.NONE
+    is_warned = state.stage == Stage.WARN and facts.left_micro <= state.need_micro  # no credits came since
+    if facts.burn_micro <= 0:
+        return Stage.WARN if is_warned else Stage.NONE
+    lasts = facts.left_micro * HOUR_US // facts.burn_micro
+    is_short = lasts <= (policy.warn_us * _CALM[0] // _CALM[1] if is_warned else policy.warn_us)
+    return Stage.WARN if is_short and (facts.ends_us is None or facts.at_us + lasts < facts.ends_us) else Stage.NONE
 
 
 def _time(value: object, unit_us: int, otherwise: int) -> int:

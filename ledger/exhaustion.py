@@ -24,7 +24,10 @@ ACTS_FROM: Final = 3
 
 
 class TierState(msgspec.Struct, frozen=True):
-    """How far a tier's exhaustion went, since when. `until_us` ends the grace; what is suspended needs `need_micro`."""
+    """How far a tier's exhaustion went, since when. `until_us` ends the grace.
+
+    `need_micro`: what was left when it was warned, or what it takes for what is suspended to go on.
+    """
 
     stage: int = 0
     since_us: int = 0

@@ -68,6 +68,30 @@ def test_a_budget_that_starts_anew_before_it_runs_out_warns_nobody() -> None:
     assert decide(TierState(), renewed, SUSPEND) == TierState()
 
 
+def test_who_was_warned_is_warned_until_credits_come_or_they_last_clearly_longer() -> None:
+    warned = decide(TierState(), facts(left_micro=24 * CREDIT, burn_micro=CREDIT), SUSPEND)
+    assert warned.stage == Stage.WARN
+    for burn in (0, CREDIT, CREDIT * 9 // 10):
+        assert decide(warned, facts(left_micro=24 * CREDIT, burn_micro=burn), SUSPEND) == warned
+    assert decide(warned, facts(left_micro=24 * CREDIT, burn_micro=CREDIT // 2), SUSPEND) == TierState(0, T0)
+    for burn in (0, CREDIT * 9 // 10):  # a top-up ends it at once
+        assert decide(warned, facts(left_micro=25 * CREDIT, burn_micro=burn), SUSPEND) == TierState(0, T0)
+    assert decide(warned, facts(left_micro=25 * CREDIT, burn_micro=2 * CREDIT), SUSPEND) == warned
+
+
+async def test_short_jobs_one_after_the_other_are_one_warning(client: Client) -> None:
+    cluster = Cluster(client)
+    await cluster.setup(60 * CREDIT)
+    for number in range(4):
+        cluster.start(str(number))
+        assert await cluster.after(5) == Stage.WARN
+        cluster.jobs.clear()
+        assert await cluster.after(5) == Stage.WARN
+    await cluster.grant(1000 * CREDIT)
+    assert await cluster.after(1) == Stage.NONE
+    assert await cluster.stages() == ["warn", "ok"]
+
+
 async def test_a_quote_counts_what_runs_beside_it_in_a_budget(client: Client) -> None:
     cluster = Cluster(client)
     await cluster.setup(10_000 * CREDIT, *map(str, range(20)))  # 80 credits an hour
