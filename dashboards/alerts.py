@@ -11,6 +11,7 @@ from dashboards.recorded import BALANCE_USED, BUDGET_USED, RUNWAY
 from exporter.metric_names import (
     ADMISSIONS,
     CHARGE_BACK_PENDING,
+    CREDIT_LINE,
     ENFORCER_LEDGER_UP,
     EXCEPTED,
     LEDGER_DRIFT,
@@ -110,13 +111,14 @@ def _used(prefix: str, ratio: Metric, of: str) -> list[Alert]:
 
 
 def _ledger() -> list[Alert]:
+    overdraft = each(OVERDRAFT, EVERYTHING)
     return [
         Alert(
             "CreditsOverdraft",
             "critical",
             "1m",
-            f"{each(OVERDRAFT, EVERYTHING)} > 0",
-            "Org {{ $labels.org }} spent more than it has",
+            f"{overdraft} > 0 unless on (org) ({overdraft} <= on (org) {each(CREDIT_LINE, EVERYTHING)})",
+            "Org {{ $labels.org }} spent more than it may",
             "Org {{ $labels.org }} is {{ $value }} credits below zero.",
         ),
         Alert(

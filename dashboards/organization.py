@@ -26,6 +26,7 @@ from dashboards.units import (
 )
 from exporter.metric_names import (
     AVAILABLE,
+    CREDIT_LINE,
     EXHAUSTION,
     EXPIRED,
     GRANTED,
@@ -110,10 +111,17 @@ def dashboard() -> PanelJson:
         stat("Open holds", "Admitted work not yet charged.", gauge(HOLDS, scope), COUNT, none="none"),
         stat(
             "Overdraft",
-            "Credits spent beyond what was granted.",
+            "Credits spent beyond what was granted. The alert fires once that is more than the org's credit line.",
             gauge(OVERDRAFT, scope),
             CREDITS,
             ANY_IS_BAD,
+            none="none",
+        ),
+        stat(
+            "Credit line",
+            "Credits by which what is available may be below zero before new work is refused.",
+            gauge(CREDIT_LINE, scope),
+            CREDITS,
             none="none",
         ),
         stat(

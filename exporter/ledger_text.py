@@ -52,6 +52,7 @@ class LedgerText:
         yield m.AVAILABLE, [((b.org,), credits_text(b.available_micro)) for b in balances]
         yield m.HELD, [((b.org,), credits_text(b.held_micro)) for b in balances]
         yield m.OVERDRAFT, [((b.org,), credits_text(b.overdraft_micro)) for b in balances]
+        yield m.CREDIT_LINE, [((b.org,), credits_text(b.credit_line_micro)) for b in balances]
         yield m.HOLDS, [((b.org,), str(b.holds)) for b in balances]
         yield m.ORPHAN_HOLDS, [((org,), str(count)) for org, count in view.orphans.items()]
         exhausted = [(b.org, b.exhausted_us) for b in balances]

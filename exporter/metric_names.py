@@ -26,6 +26,9 @@ GRANTED: Final = Metric(
 AVAILABLE: Final = Metric("credits_available", "gauge", ("org",), "Credits granted - expired - spent - held.")
 HELD: Final = Metric("credits_held", "gauge", ("org",), "Credits set aside for admitted and running work.")
 OVERDRAFT: Final = Metric("credits_overdraft", "gauge", ("org",), "Credits spent beyond what was granted.")
+CREDIT_LINE: Final = Metric(
+    "credits_credit_line", "gauge", ("org",), "Credits by which what is available may be below zero."
+)
 BUDGET_LIMIT: Final = Metric(
     "credits_budget_limit",
     "gauge",

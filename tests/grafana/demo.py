@@ -129,6 +129,7 @@ def _balance(made: _Week, at: int, org: str, rate: float, granted: float, spent:
     made.put(m.EXPIRED, at, 0, org)
     made.put(m.WITHDRAWN, at, 0, org)
     made.put(m.RESTORED, at, 0, org)
+    made.put(m.CREDIT_LINE, at, 0, org)
     made.put(m.HOLDS, at, round(rate / 30), org)
     made.put(m.ORPHAN_HOLDS, at, 0, org)
     hours = max(left, 0) / rate if rate else math.inf

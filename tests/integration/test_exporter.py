@@ -98,6 +98,7 @@ async def test_a_scrape_shows_the_ledgers_figures(
 ) -> None:
     await ledger.accounts.grant("acme", 100_000_000, key="k1", who="t")
     await ledger.accounts.grant("acme", 5_123_457, key="k2", who="t", source="gift")
+    await ledger.accounts.upsert("acme", who="t", credit_line_micro=20_000_000)
     await ledger.budgets.put("acme", "vision", None, 7_000_000, who="t", period="total")
     cluster.job("a")
     cluster.job("b", user="bob", preset="large", app="vllm", kind="app")
@@ -114,6 +115,7 @@ async def test_a_scrape_shows_the_ledgers_figures(
     assert value(series, "credits_granted_total", org="acme", source="gift") == Decimal("5.123457")
     assert value(series, "credits_granted_total", org="acme", source="provision") == 100
     assert value(series, "credits_overdraft", org="acme") == 0
+    assert value(series, "credits_credit_line", org="acme") == 20
     held = value(series, "credits_held", org="acme")
     assert held == Decimal(44) / 4  # a quarter of an hour of what runs; volumes are never refused
     available = value(series, "credits_available", org="acme")

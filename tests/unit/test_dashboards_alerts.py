@@ -121,6 +121,14 @@ FIRES: dict[str, Case] = {
 }
 ALSO: list[tuple[str, Case]] = [
     (
+        "CreditsOverdraft",
+        (
+            _series("credits_overdraft", "0.000001x60", **ORG) | _series("credits_credit_line", "0x60", **ORG),
+            "30m",
+            ORG,
+        ),
+    ),
+    (
         "CreditsLedgerDown",
         (
             {'credits_enforcer_ledger_up{instance="f",job="credits-enforcer"}': "1x10 0x60"},
@@ -158,6 +166,11 @@ QUIET: list[tuple[str, dict[str, str], str]] = [
     ("budget half left", _budget(101), "30m"),
     ("a budget of nothing", {**_budget(0), f"credits_budget_limit{{{BUDGET_TEXT},{TAGS}}}": "0x60"}, "30m"),
     ("no overdraft", _series("credits_overdraft", "0x60", **ORG), "30m"),
+    (
+        "an overdraft within the credit line",
+        _series("credits_overdraft", "10x60", **ORG) | _series("credits_credit_line", "10x60", **ORG),
+        "30m",
+    ),
     ("no drift", _series("credits_ledger_drift", "0x60"), "30m"),
     ("an exporter that restarts", {'up{job="credits-exporter",instance="e"}': "1x10 0 1x60"}, "12m"),
     ("a source that misses a round", _series("credits_source_up", "1x10 0 1x60", source="s"), "12m"),
