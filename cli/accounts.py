@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.base import Command, Credits, Group, Time, csv_option, json_option, who, with_ledger
+from cli.base import Command, Credits, Group, Time, csv_option, json_option, settings, who, with_ledger
 from cli.output import print_json, print_rows
 
 if TYPE_CHECKING:
@@ -89,7 +89,24 @@ def grant(
     )
     if made["only"]:
         click.echo("pays only for " + only_text(made["only"]["presets"], made["only"]["clusters"]))
+        for name, near in _unpriced(presets, clusters):
+            where = f" in {' or '.join(clusters)}" if clusters else ""
+            click.echo(f"note: {settings().rates} has no rate for preset {name!r}{where}{near}", err=True)
     click.echo(f"idempotency key: {given}")
+
+
+def _unpriced(presets: tuple[str, ...], clusters: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Presets without a rate in the file, and what may be meant: a grant for a misspelled name pays for nothing."""
+    from config.problems import ConfigError, did_you_mean
+    from config.rates import load_rates
+
+    try:
+        plans = load_rates(settings().rates)
+    except ConfigError:
+        return []  # `credits rates check` says what is wrong with it
+    there = [plan for cluster, plan in plans.items() if not clusters or cluster in clusters]
+    priced = sorted({name for plan in there for _, table in plan.steps for name in table.presets})
+    return [(name, did_you_mean(name, priced)) for name in presets if name not in priced]
 
 
 @click.command(cls=Command)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ledger.journal import JournalFilter
     from ledger.store import Ledger
 
+_IN_JSON_ONLY = frozenset({"from", "source", "key", "revision"})
 _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option("--type", "types", multiple=True, metavar="TYPE", help="Only entries of this type; may be repeated."),
     click.option("--from", "since", type=Time(), help="Only what was written then or later."),
@@ -49,7 +50,10 @@ def journal(
         return await journal_page(ledger, org, cursor, limit, _filter(types, since, until, newest_first))
 
     columns = ("id", "at", "type", "who", "credits", "source", "project", "user", "reason")
-    _print(columns, *with_ledger(work), as_json, as_csv)
+    items, after = with_ledger(work)
+    if not as_json and not as_csv:
+        items = [{**item, "reason": _said_of(item)} for item in items]
+    _print(columns, items, after, as_json, as_csv)
 
 
 @click.command(cls=Command)
@@ -67,6 +71,19 @@ def audit(
 
     columns = ("id", "at", "type", "who", "from", "token", "role", "org", "cluster")
     _print(columns, *with_ledger(work), as_json, as_csv)
+
+
+def _said_of(entry: dict[str, Any]) -> str:
+    # Where nobody gave a reason, the table says what was changed.
+    from console.journal_words import in_words
+
+    words = in_words({name: value for name, value in entry.items() if _tells(entry, name)})
+    return words.reason or ", ".join(f"{name}: {value}" for name, value in words.more)
+
+
+def _tells(entry: dict[str, Any], name: str) -> bool:
+    at_once = name == "effective_at" and entry[name] == entry["at"]
+    return name not in _IN_JSON_ONLY and not at_once
 
 
 def _filter(types: tuple[str, ...], since: int | None, until: int | None, newest_first: bool) -> JournalFilter:

@@ -30,10 +30,13 @@ def token() -> None:
 def token_create(role: str, org: str | None, expires_us: int | None, note: str, as_json: bool) -> None:
     """Make a token; it is shown this once."""
 
-    async def work(ledger: Ledger) -> tuple[Token, str]:
-        return await ledger.tokens.create(role, org, expires_us=expires_us, note=note, who=who())
+    async def work(ledger: Ledger) -> tuple[Token, str, bool]:
+        made = await ledger.tokens.create(role, org, expires_us=expires_us, note=note, who=who())
+        return *made, org is None or await _is_known(ledger, org)
 
-    record, secret = with_ledger(work)
+    record, secret, is_known = with_ledger(work)
+    if not is_known:
+        click.echo(f"note: there is no org {org!r} yet; `credits org set` creates it", err=True)
     if as_json:
         shape = {"id": record.id, "role": role, "org": org, "token": secret, "expires_at": record.expires_at}
         print_json(shape)
@@ -42,6 +45,16 @@ def token_create(role: str, org: str | None, expires_us: int | None, note: str, 
     of_org = f" of org {org}" if org else ""
     until = f", until {record.expires_at}" if record.expires_at else ""
     click.echo(f"role {role}{of_org}{until}; its id is {record.id}. It is not shown again.", err=True)
+
+
+async def _is_known(ledger: Ledger, org: str) -> bool:
+    from ledger.errors import UnknownOrg
+
+    try:
+        await ledger.accounts.balance(org)
+    except UnknownOrg:
+        return False
+    return True
 
 
 @token.command("list")

@@ -32,6 +32,7 @@ _SOURCES: Final = {"provision": "provisioned", "purchase": "bought", "refund": "
 _TAKES: Final = frozenset({"withdrawal"})
 _MOVES: Final = frozenset({"grant", "correction", "restoration", "transfer", *_TAKES})
 _LABELS: Final = {"from": "address", "what": "of a"}
+_NOTHING: Final[tuple[Any, ...]] = (None, "", [], {}, False)
 _SHOWN: Final = frozenset({"id", "at", "type", "who", "credits", "reason", "project", "user", "org"})
 
 
@@ -81,7 +82,7 @@ def in_words(entry: Mapping[str, Any]) -> Words:
 
 
 def _is_told(name: str, value: Any) -> bool:
-    return name not in _SHOWN and value not in (None, "", [], {}, False)
+    return name not in _SHOWN and value not in _NOTHING
 
 
 def _signed(kind: str, credits_: Any) -> str | None:
@@ -98,7 +99,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_text(part)}" for name, part in value.items())
+        return ", ".join(f"{name}: {_text(part)}" for name, part in value.items() if part not in _NOTHING)
     if isinstance(value, list):
         return ", ".join(_text(part) for part in value)
     return str(value)

@@ -62,6 +62,25 @@ def test_credits_move(lab: Lab) -> None:
     assert lab.json("journal", "acme", "--to", "2026-01-01")["items"] == []
 
 
+def test_what_was_changed_without_a_reason_is_told_in_the_journal(lab: Lab) -> None:
+    lab.ok("org", "set", "acme", "--credit-line", "5")
+    lab.ok("budget", "set", "acme", "vision", "7", "--period", "day")
+    lab.ok("grant", "acme", "1", "--preset", "gpu-large")
+    told = lab.ok("journal", "acme")
+    for words in ("credit line: 5\n", "period: day, timezone: UTC", "  only: presets: gpu-large\n"):
+        assert words in told
+    assert lab.json("journal", "acme", "--type", "budget")["items"][0].get("reason") is None
+
+
+def test_a_name_that_is_probably_misspelled_is_noted(lab: Lab) -> None:
+    made = lab.run("grant", "acme", "1", "--preset", "gpu-lage")
+    assert (made.returncode, "rates.yaml has no rate for preset 'gpu-lage'; did you mean" in made.stderr) == (0, True)
+    assert lab.run("grant", "acme", "1", "--preset", "gpu-large").stderr == ""
+    made = lab.run("token", "create", "--role", "viewer", "--org", "acmee")
+    assert (made.returncode, "there is no org 'acmee' yet" in made.stderr) == (0, True)
+    assert "no org" not in lab.run("token", "create", "--role", "viewer", "--org", "acme").stderr
+
+
 def test_what_concerns_no_org_is_audited(lab: Lab) -> None:
     made = lab.json("token", "create", "--role", "viewer", "--org", "acme")
     lab.ok("token", "revoke", made["id"])
