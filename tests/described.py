@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from multidict import CIMultiDict
 
 from api.routes import Handler
+from enforcer.answers import Answer
 from enforcer.openapi import describe
 
 
@@ -67,7 +68,7 @@ def watching(app_module: ModuleType) -> Iterator[list[str]]:
         if request._match_info is None:  # served directly: the route is not known
             return response
         resource = request.match_info.route.resource
-        if resource is None or response.status == 500 or not isinstance(response, web.Response):
+        if resource is None or response.status == 500 or not isinstance(response, (web.Response, Answer)):
             return response
         app = request.app
         if app not in known:

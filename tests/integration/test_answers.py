@@ -20,7 +20,7 @@ from enforcer.server import serving
 
 BODY = b'{"allowed":true,"reason":"' + "ä".encode() * 40 + b'"}'
 DATE = re.compile(rb"Date: \w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT")
-KINDS: dict[str, Callable[[bytes], web.Response]] = {
+KINDS: dict[str, Callable[[bytes], web.StreamResponse]] = {
     "Answer": Answer,
     "Response": lambda body: web.Response(body=body, content_type="application/json"),
 }
@@ -32,7 +32,7 @@ REQUESTS = [
 
 @asynccontextmanager
 async def answering(kind: str, tls: Tls | None = None) -> AsyncIterator[tuple[str, int]]:
-    async def handler(request: web.Request) -> web.Response:
+    async def handler(request: web.Request) -> web.StreamResponse:
         await request.read()
         return KINDS[kind](BODY)
 
@@ -103,7 +103,7 @@ async def test_a_client_that_is_gone_is_no_error(caplog: pytest.LogCaptureFixtur
                 noticed.set()
                 raise
 
-    async def handler(request: web.Request) -> web.Response:
+    async def handler(request: web.Request) -> web.StreamResponse:
         assert request.transport is not None
         request.transport.abort()
         return Noted(BODY)
