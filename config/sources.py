@@ -364,7 +364,7 @@ def same_work(one: SourceSettings, other: SourceSettings) -> str | None:
             if (one.cluster, one.seed, one.orgs) == (other.cluster, other.seed, other.orgs):
                 return "make up the same work; give one of them another seed:"
         case ApoloSource(), ApoloSource():
-            place, its = ((s.url.rstrip("/"), s.platform_cluster or s.cluster) for s in (one, other))
+            place, its = _place(one), _place(other)
             if place == its and (not one.orgs or not other.orgs or set(one.orgs) & set(other.orgs)):
                 return f"meter the same orgs of the platform's cluster {place[1]!r}; keep one, or give each its orgs:"
         case KubernetesSource(), KubernetesSource() if one.url == other.url:
@@ -375,6 +375,19 @@ def same_work(one: SourceSettings, other: SourceSettings) -> str | None:
             if one.storage is not None and one.storage == other.storage:
                 return "read the same storage; leave it out of one of them"
     return None
+
+
+def two_origins(one: SourceSettings, other: SourceSettings) -> bool:
+    """Whether two clusters of the platform would take turns in what the rates of one cluster are."""
+    match one, other:
+        case ApoloSource(), ApoloSource():
+            is_both = one.use_platform_rates and other.use_platform_rates
+            return is_both and one.cluster == other.cluster and _place(one) != _place(other)
+    return False
+
+
+def _place(source: ApoloSource) -> tuple[str, str]:
+    return source.url.rstrip("/"), source.platform_cluster or source.cluster
 
 
 def _read_source(at: At) -> SourceSettings:
@@ -410,6 +423,13 @@ def _read_sources(at: At) -> tuple[SourceSettings, ...]:
             at.refuse(
                 f"{first.name!r} in line {early.line} and {second.name!r} here would charge the same work twice: "
                 f"both {told}",
+                late.line,
+            )
+            doubled = True
+        elif two_origins(first, second):
+            at.refuse(
+                f"{first.name!r} in line {early.line} and {second.name!r} here would both give the rates of cluster "
+                f"{first.cluster!r}; give one of them another cluster:, or use_platform_rates: false",
                 late.line,
             )
             doubled = True

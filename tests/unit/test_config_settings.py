@@ -210,6 +210,16 @@ def test_sources_of_different_work_stand_side_by_side(file: Path, one: str, othe
     assert [source.name for source in found.sources] == ["one", "two"]
 
 
+def test_two_platforms_do_not_take_turns_in_the_rates_of_a_cluster(file: Path):
+    one, other = ("{type: apolo, token: t, name: " + name + ", platform_cluster: " + name for name in ("one", "two"))
+    rates = ", use_platform_rates: true}"
+    (problem,) = refusals(file, f"sources:\n  - {one}{rates}\n  - {other}{rates}\n")
+    assert problem.startswith(
+        "3: sources: 'one' in line 2 and 'two' here would both give the rates of cluster 'default'"
+    )
+    assert len(load(file, f"sources:\n  - {one}{rates}\n  - {other}}}\n").sources) == 2
+
+
 def test_no_sources_are_possible_for_an_enforcer_on_its_own(file: Path):
     assert load(file, "sources: []").sources == ()
 
