@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _LEDGER_PART: Final = 0.8
 """Of the time for a decision."""
 _OFF: Final = Decision(True, Code.OK, "Credits are not checked here.")
+_MODES_MAX: Final = 10_000
+"""Orgs with a mode of their own that is known while the ledger is away."""
 
 
 class Desk:
@@ -46,6 +48,7 @@ class Desk:
         self.aftermath = Aftermath(ledger, metrics, spool)
         self.terms = Terms(int(settings.hold_minutes * 60_000_000), settings.unknown_org, buy_url)
         self._clock = clock
+        self._modes: dict[str, str] = {}
         self._may_pass = settings.on_ledger_down == "allow"
         # What is let through without the ledger has to be on disk within the same time.
         self._deadlines = Deadlines(settings.decision_seconds * (_LEDGER_PART if self._may_pass else 1.0))
@@ -64,6 +67,8 @@ class Desk:
         if not request.hold_id:
             request = replace(request, hold_id=new_hold_id(request.org))
         decision = await self._ask(request, who, via, start)
+        if decision.policy_mode or self._modes:
+            self._remember_mode(request.org, decision)
         mode = decision.policy_mode or mode
         if decision.allowed:
             if decision.code is not Code.OK:  # let through without the ledger
@@ -119,6 +124,15 @@ class Desk:
             return replace(decision, allowed=True, reason=refusal_text.shadowed(decision.reason))
         return decision
 
+    def _remember_mode(self, org: str, decision: Decision) -> None:
+        """An org's own mode also counts while the ledger is away, as far as it was seen before."""
+        if decision.code is Code.LEDGER_UNAVAILABLE:
+            return
+        if not decision.policy_mode:
+            self._modes.pop(org, None)
+        elif org in self._modes or len(self._modes) < _MODES_MAX:
+            self._modes[org] = decision.policy_mode
+
     def unheard(self, request: AdmissionRequest, decision: Decision) -> None:
         """Who asked has gone, and took that for a no: a hold that nobody finds again ends at once."""
         is_named = request.workload_id or request.replaces
@@ -152,8 +166,9 @@ class Desk:
     async def _without_ledger(
         self, request: AdmissionRequest, who: str, via: str, start: float, *, was_asked: bool
     ) -> Decision:
+        own_mode = self._modes.get(request.org, "")
         required = self.ledger.admissions.known_required(request, self.terms)
-        if self._may_pass and required is not None:
+        if self._may_pass and own_mode != "off" and required is not None:
             decision = Decision(
                 True, Code.LEDGER_UNAVAILABLE, refusal_text.let_through(request.cluster), None, None, required,
                 None if request.dry_run else request.hold_id,
@@ -163,7 +178,8 @@ class Desk:
         if was_asked and not request.dry_run:
             # Whether its hold was made is not known. A hold that is replaced stays, for its job is still there.
             self.aftermath.release(request.org, request.hold_id)
-        return Decision(False, Code.LEDGER_UNAVAILABLE, refusal_text.ledger_unavailable(), None, None, required or 0)
+        said = refusal_text.ledger_unavailable()
+        return in_mode(Decision(False, Code.LEDGER_UNAVAILABLE, said, None, None, required or 0), own_mode)
 
     async def _passes(self, request: AdmissionRequest, decision: Decision, who: str, via: str, start: float) -> bool:
         """Whether there is room under the org's cap, and it is kept for the ledger."""
