@@ -22,7 +22,7 @@ OPEN: Final = {
     "/k8s/admission/{cluster}": "as above",
     "/k8s/admission/{cluster}/{token}": "as above, the token in the path, for API servers that send none",
     "/v1/payments/stripe": "checks the provider's signature",
-    "/console/payments/{org}/{order}": "where a buyer comes back to; the order's id is secret, and little is said",
+    "/console/payments/{org}/{order}": "where a buyer comes back to: its address has a key of its own",
     "/console/static/{version}/{name}": "the look of the pages",
     "/console/sign-in": "signs in",
     "/console/sign-out": "signs out",

@@ -7,13 +7,14 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from config.payments import PRICE_DIGITS, Payments, minor_digits
 from console.desk import Desk, page_number
 from console.provider import ProviderUnavailable
+from console.receipt import receipt_path
 from console.typed import typed_credits
 from ledger.errors import IdempotencyConflict, InvalidRequest
 from ledger.money import AmountError, format_decimal, format_micro
@@ -82,7 +83,7 @@ class BuyPages:
             return await self._page(request, asked, key, problem=said, status=502)
         if order.state == "open" and order.url:
             return self._desk.pages.redirect(request, order.url)
-        return self._desk.pages.redirect(request, _receipt(order))
+        return self._desk.pages.redirect(request, receipt_path(order))
 
     async def _page(
         self, request: web.Request, asked: str, key: str, *, problem: str = "", status: int = 422
@@ -124,7 +125,7 @@ class BuyPages:
             chosen=chosen,
             problem=problem,
             key=key,
-            orders=[(order, _money(order), _receipt(order)) for order in orders[start : start + _AT_ONCE]],
+            orders=[(order, _money(order), receipt_path(order)) for order in orders[start : start + _AT_ONCE]],
             states=_STATES,
             count=len(orders),
             first_page="?page=1#orders" if number > 1 else None,
@@ -154,10 +155,6 @@ def _minor(amount: int, currency: str) -> str:
     digits = minor_digits(currency)
     whole, part = divmod(amount, 10**digits)
     return f"{whole:,}.{part:0{digits}d}" if digits else f"{whole:,}"
-
-
-def _receipt(order: Order) -> str:
-    return f"/console/payments/{quote(order.org, safe='')}/{order.id}"
 
 
 def _origins(terms: Payments, orders: Sequence[Order]) -> list[str]:

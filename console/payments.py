@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from typing import Final
-from urllib.parse import quote
 
 from config.payments import Payments
 from console.provider import Closed, LookAt, News, Provider, Returned, Unusable
+from console.receipt import receipt_path
 from ledger.clock import now_us
 from ledger.errors import InvalidRequest
 from ledger.money import format_micro
@@ -66,7 +66,7 @@ class Till:
 
     def page_of(self, order: Order) -> str:
         """Where the buyer comes back to."""
-        return f"{self.settings.public_url.rstrip('/')}/console/payments/{quote(order.org, safe='')}/{order.id}"
+        return self.settings.public_url.rstrip("/") + receipt_path(order)
 
     async def take(self, news: News) -> str:
         """Have the ledger follow the news: what became of it, in a word.

@@ -16,7 +16,7 @@ from config.payments import PRICE_DIGITS, Payments, minor_digits
 from console.answers import BODY_MAX, answer, credits_of, read_bytes, read_json
 from console.payments import Till
 from console.provider import BadSignature, ProviderUnavailable
-from console.receipt import receipt
+from console.receipt import is_for, receipt
 from ledger.clock import format_time
 from ledger.errors import InvalidRequest
 from ledger.money import format_decimal, format_micro
@@ -141,7 +141,7 @@ class PaymentsApi:
     async def page(self, request: web.Request) -> web.Response:
         """Where the buyer comes back to: waits for the webhook, and says so."""
         order = await self.till.purchases.get(request.match_info["org"], request.match_info["order"])
-        if order is None:
+        if order is None or not is_for(order, request.query.get("key", "")):
             return receipt("There is no such order.", 404)
         if order.state == "paid":
             return receipt(f"Thank you: {order.credits} credits are in the account of org {order.org}.", org=order.org)

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import hmac
 import html
+from urllib.parse import quote
 
 from aiohttp import web
 
 from console.pages import headers, org_url
+from ledger.purchase_step import Order
+
+
+def receipt_path(order: Order) -> str:
+    """Where the page of an order is, with what only the buyer's address has."""
+    path = f"/console/payments/{quote(order.org, safe='')}/{order.id}"
+    return f"{path}?key={order.page}" if order.page else path
+
+
+def is_for(order: Order, key: str) -> bool:
+    """Whether somebody came by the address of that order's page."""
+    return hmac.compare_digest(order.page.encode(), key.encode(errors="replace"))
 
 
 def receipt(

@@ -52,7 +52,7 @@ class StripeProvider:
                 }
             ],
             "success_url": back_url,
-            "cancel_url": f"{back_url}?cancelled=1",
+            "cancel_url": f"{back_url}{'&' if '?' in back_url else '?'}cancelled=1",
         }
         if order.save_card:
             params["payment_intent_data"]["setup_future_usage"] = "off_session"

@@ -27,7 +27,8 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
     `pending`: the buyer is done, the money is not there yet. `returned`: credits that refunds and disputes ask back.
     `kind`: "" for a buyer at a page, TOP_UP for a card that is charged by itself. `customer`, `method`: the provider's
     names of who pays, and of the card. `save_card`: the buyer agrees to have the card charged again.
-    `session`: the provider's page; of a top-up its payment, once known.
+    `session`: the provider's page; of a top-up its payment, once known. `page`: what the address of its receipt
+    says, so that nobody finds it who only knows, or guesses, by which key the order was made.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
     customer: str = ""
     method: str = ""
     save_card: bool = False
+    page: str = ""
 
 
 class Payment(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ floor(credits x what of the payment was returned / payment). Order, payment and 
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -63,7 +64,7 @@ class Purchases:
         digest = hashlib.sha256(body.encode()).hexdigest()[:32]
         made = Order(
             order_id, org, digest, format_micro(micro), micro, amount, currency, who, self._now(),
-            save_card=save_card, customer=customer,
+            save_card=save_card, customer=customer, page=secrets.token_urlsafe(16),
         )  # fmt: skip
         entry = {
             "type": "order", "at": format_time(made.created_us), "who": who, "from": address,

@@ -31,7 +31,7 @@ from enforcer.metrics import PAYMENTS_REFUSED, EnforcerMetrics
 from exporter import metric_names
 from ledger.connect import Client, connect
 from ledger.errors import LedgerUnavailable
-from ledger.purchases import Purchases
+from ledger.purchases import Purchases, order_id_of
 from ledger.store import Ledger
 from ledger.verify import verify
 from tests.shop import SETTINGS, T0, Shop, open_shop
@@ -89,8 +89,25 @@ async def test_the_buyer_pays_on_the_page_and_comes_back(shop: Shop) -> None:
     assert await shop.stripe.deliver(shop.stripe.events[0]) == 200
     async with shop.http.get(back) as response:
         assert "1000 credits are in the account" in await response.text()
-    async with shop.http.get(back + "0") as response:
-        assert response.status == 404
+    for other in (back + "0", back.partition("?")[0], back.replace(order["id"], order_id_of("acme", "other"))):
+        async with shop.http.get(other) as response:
+            assert response.status == 404
+            assert "1000" not in await response.text()
+
+
+async def test_who_guesses_the_key_of_an_order_does_not_see_its_page(shop: Shop) -> None:
+    await shop.buy(key="invoice-1")
+    for query in ("", "?key=", "?key=invoice-1", "?key=%ff", "?cancelled=1"):
+        async with shop.http.get(f"/console/payments/acme/{order_id_of('acme', 'invoice-1')}{query}") as response:
+            assert response.status == 404, query
+            assert "/pay/" not in await response.text()
+
+
+async def test_who_comes_back_without_having_paid_may_pay_still(shop: Shop) -> None:
+    order = await shop.buy()
+    back = shop.stripe.sessions[shop.session_of(order)]["cancel_url"].removeprefix("https://credits.example.com")
+    async with shop.http.get(back) as response:
+        assert order["checkout_url"] in await response.text()
 
 
 async def test_webhooks_that_stripe_did_not_sign_move_nothing(shop: Shop) -> None:
