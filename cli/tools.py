@@ -84,7 +84,8 @@ def rates_check(context: click.Context, file: Path | None, as_json: bool) -> Non
         for cluster, plan in plans.items():
             table = plan.steps[0][1]
             counts = f"{len(table.presets)} presets, {len(table.apps)} apps, {len(table.storage)} storage classes"
-            click.echo(f"{path}: cluster {cluster}: {counts}, {len(plan.steps) - 1} scheduled changes")
+            later = len(plan.steps) - 1
+            click.echo(f"{path}: cluster {cluster}: {counts}, {later} scheduled change{'' if later == 1 else 's'}")
         click.echo(f"{path}: ok")
     context.exit(1 if problems else 0)
 
