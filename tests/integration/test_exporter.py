@@ -137,6 +137,20 @@ async def test_a_scrape_shows_the_ledgers_figures(
     assert value(series, "credits_ledger_epoch_timestamp_seconds") == (T0 - HOUR) / 1_000_000
 
 
+async def test_an_org_without_limits_has_no_balance_that_could_run_out(
+    tmp_path: Path, valkey_url: str, ledger: Ledger, cluster: FileCluster
+) -> None:
+    await ledger.accounts.upsert("acme", who="t", unlimited=True)
+    cluster.job("a")
+    cluster.show(T0 + HOUR)
+    async with exporting(settings_of(tmp_path, valkey_url, cluster.source())) as exporter:
+        await until(lambda: _is_ready(exporter.url))
+        series = await scrape(exporter.url)
+    assert value(series, "credits_spent_total", **ANN, resource="small") == 1
+    for name in ("credits_available", "credits_overdraft", "credits_credit_line"):
+        assert value(series, name, org="acme") is None
+
+
 async def test_holds_are_shown_until_their_work_is_metered(
     tmp_path: Path, valkey_url: str, ledger: Ledger, cluster: FileCluster
 ) -> None:
@@ -157,6 +171,8 @@ async def test_holds_are_shown_until_their_work_is_metered(
         await until(lambda: _shows(exporter.url, "credits_holds", 1, org="acme"))
         assert value(await scrape(exporter.url), "credits_orphan_holds", org="acme") == 0
         # Nothing makes a hold for what is metered already, but if something did, it would be seen.
+        client: Any = ledger.client
+        await client.delete(keys.of_org("acme").metered)
         await ledger.admissions.admit(AdmissionRequest(workload_id="a", **asked))
         await until(lambda: _shows(exporter.url, "credits_orphan_holds", 1, org="acme"))
 

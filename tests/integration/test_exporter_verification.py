@@ -72,6 +72,8 @@ async def test_a_check_that_fails_is_told_and_leaves_the_last_outcome(
     running = asyncio.create_task(check.run(first_seconds=0))
     await until(lambda: "The ledger's check failed: unix://" in caplog.text)
     running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
     assert "nobody.sock" in caplog.text
     assert check.checked_us is None
 

@@ -51,3 +51,5 @@ async def test_a_failure_is_told_and_harmless(tmp_path: Path, caplog: pytest.Log
     running = asyncio.create_task(Upkeep(settings).run(first_seconds=0, every_seconds=0))
     await until(lambda: caplog.text.count("The ledger's upkeep failed: unix://") >= 2)  # and goes on
     running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
