@@ -190,7 +190,7 @@ class Transfers:
         is_back = org == record.source
         parts = []
         for number, part in enumerate(record.parts):
-            name = f"transfer:{record.key}:{'back:' if is_back else ''}{number}"
+            name = f"transfer:{record.key}:{number}{':back' if is_back else ''}"
             reason = f"back from org {record.target}: {record.reason}" if is_back else record.reason
             at = format_time(int(record.at_us))
             grant = GrantRecord(

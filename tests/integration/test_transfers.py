@@ -166,6 +166,20 @@ async def test_what_the_other_org_cannot_count_goes_back(client: Client) -> None
     assert (await left(ledger))[0] == 0
 
 
+async def test_what_went_back_is_not_mixed_up_with_a_transfer_whose_key_looks_like_it(client: Client) -> None:
+    ledger = Ledger(client, T0, Now())
+    await give(ledger, "acme", 10)
+    await ledger.accounts.grant("globex", MICRO_MAX, key="k", who="test")
+    with pytest.raises(InvalidRequest, match="back at org 'acme'"):
+        await move(ledger, 4 * CREDIT, key="t")
+    for key in ("t:back", "t:0", "t:0:back"):
+        await move(ledger, CREDIT, "globex", "acme", key)
+    assert (await left(ledger))[0] == 13 * CREDIT
+    await give(ledger, "initech", 1)
+    await move(ledger, 13 * CREDIT, target="initech", key="all")  # they are there to be moved, too
+    await agrees(ledger)
+
+
 class Worker:
     """A transfer in another process, which stands still at a step."""
 
