@@ -96,7 +96,9 @@ class Admissions:
         """
         terms = terms or _TERMS
         now = self._clock()
-        nano, refusal = await self._rate(request, now)
+        # Nearly always the rates are at hand, and nothing is to be waited for.
+        plan = self._fresh_plan(request.cluster) or await self.plan(request.cluster)
+        nano, refusal = _rate(plan, request, now)
         if refusal is not None:
             return in_mode(refusal, await self.mode_of(request.org))
         amount = unit_micro(nano, request.max_runtime_us, terms.hold_us)
@@ -136,7 +138,7 @@ class Admissions:
         asked = msgspec.structs.replace(request, dry_run=True, replaces=None, owner=None)
         decision = await self.admit(asked, terms)
         now = self._clock()
-        nano, refusal = await self._rate(request, now)
+        nano, refusal = _rate(await self.plan(request.cluster), request, now)
         count = request.count or 1
         hour = None if refusal is not None else unit_micro(nano, HOUR_US, HOUR_US) * count
         total = None
@@ -181,6 +183,11 @@ class Admissions:
             return known[1]  # asked for by the side: a decision does not wait for it
         return await asyncio.shield(task)
 
+    def _fresh_plan(self, cluster: str) -> RatePlan | None:
+        """As `plan`; None where it has to be asked."""
+        known = self._plans.get(cluster)
+        return known[1] if known is not None and time.monotonic() - known[0] < RATES_SECONDS else None
+
     def plan_at_hand(self, cluster: str) -> RatePlan | None:
         """The rates as last read, None where they were not."""
         known = self._plans.get(cluster)
@@ -198,19 +205,6 @@ class Admissions:
         _, plan = await self._rates.read(cluster)
         self._plans[cluster] = time.monotonic(), plan
         return plan
-
-    async def _rate(self, request: AdmissionRequest, now: int) -> tuple[int, Decision | None]:
-        plan = await self.plan(request.cluster)
-        table = plan.at(now) if plan is not None else RateTable()
-        nano = _nano(table, request)
-        if nano is not None:
-            return nano, None
-        if table.unpriced == "free":
-            return 0, None
-        what, name, known = (
-            ("preset", request.preset, table.presets) if request.preset else ("app", request.app or "", table.apps)
-        )
-        return 0, Decision(False, Code.UNPRICED, refusal_text.unpriced(request.cluster, what, name, known))
 
     async def _facts(self, org: str) -> dict[str, str]:
         """Fields of an org; many refusals at once share the answer."""
@@ -275,6 +269,20 @@ def unit_micro(nano: int, max_runtime_us: int | None, hold_us: int) -> int:
     """Micro-credits one unit needs to start at `nano` credits an hour, rounded up."""
     us = hold_us if max_runtime_us is None else min(max_runtime_us, hold_us)
     return -(-nano * UNIT * us // COST_DENOMINATOR)
+
+
+def _rate(plan: RatePlan | None, request: AdmissionRequest, now: int) -> tuple[int, Decision | None]:
+    """(nano-credits an hour, a refusal where it has no rate)."""
+    table = plan.at(now) if plan is not None else RateTable()
+    nano = _nano(table, request)
+    if nano is not None:
+        return nano, None
+    if table.unpriced == "free":
+        return 0, None
+    what, name, known = (
+        ("preset", request.preset, table.presets) if request.preset else ("app", request.app or "", table.apps)
+    )
+    return 0, Decision(False, Code.UNPRICED, refusal_text.unpriced(request.cluster, what, name, known))
 
 
 def _class(request: AdmissionRequest) -> tuple[str, str]:
