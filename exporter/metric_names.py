@@ -23,7 +23,9 @@ SPENT: Final = Metric(
 GRANTED: Final = Metric(
     "credits_granted_total", "counter", ("org", "source"), "Credits granted, by source of the grant."
 )
-AVAILABLE: Final = Metric("credits_available", "gauge", ("org",), "Credits granted - expired - spent - held.")
+AVAILABLE: Final = Metric(
+    "credits_available", "gauge", ("org",), "Credits granted - expired - spent - held; absent where they are unlimited."
+)
 HELD: Final = Metric("credits_held", "gauge", ("org",), "Credits set aside for admitted and running work.")
 OVERDRAFT: Final = Metric("credits_overdraft", "gauge", ("org",), "Credits spent beyond what was granted.")
 CREDIT_LINE: Final = Metric(
