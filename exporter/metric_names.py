@@ -213,5 +213,5 @@ ALLOWED: Final = "allow"
 DENIED: Final = "deny"
 SHADOWED: Final = "shadow"
 EXCEPTED: Final = "exception"
-"""Values of the label `decision` of `credits_admissions_total`; `shadow`: would be denied, was let through; `exception`:
-let through all the same, while the ledger was away, or as it was admitted before."""
+"""Values of the label `decision` of `credits_admissions_total`; `shadow`: would be denied, was let through;
+`exception`: let through all the same, while the ledger was away, or as it was admitted before."""
