@@ -16,6 +16,7 @@ from ledger.accounts import GrantReceipt
 from ledger.clock import parse_time
 from ledger.errors import IdempotencyConflict, InvalidRequest
 from ledger.money import AmountError
+from ledger.refusal_text import only_text
 
 SOURCES: Final = (
     ("provision", "Provisioned"), ("gift", "Gift"), ("refund", "Given back"), ("purchase", "Bought"),
@@ -79,6 +80,8 @@ class GrantPage:
 def _said(org: str, receipt: GrantReceipt) -> str:
     record = receipt.record
     said = f"{record.credits} credits are granted to org {org:.100}"
+    if record.presets or record.clusters:
+        said += f", only for {only_text(record.presets, record.clusters):.200}"
     if parse_time(record.effective_at) > parse_time(record.granted_at):
         said += f", in force from {record.effective_at}"
     said += f", until {record.expires_at}." if record.expires_at else ", without expiry."

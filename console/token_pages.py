@@ -9,7 +9,7 @@ from aiohttp import web
 
 from console.desk import Desk, page_number
 from console.moments import read_moment
-from ledger.errors import InvalidRequest, LastAdmin
+from ledger.errors import InvalidRequest, LastAdmin, UnknownOrg
 from ledger.tokens import ORG_ROLES, ROLES, Token
 
 _AT_ONCE: Final = 100
@@ -49,15 +49,26 @@ class TokenPages:
             errors["expires_at"] = str(error)
         if not errors:
             try:
+                # Asked first: a token that was made has to be shown, whatever happens then.
+                is_known = not values["org"] or await self._is_known(values["org"])
                 record, token = await self._desk.ledger.tokens.create(
                     values["role"], values["org"] or None, expires_us=expires, note=values["note"][:_NOTE_MAX],
                     **self._desk.signed(request),
                 )  # fmt: skip
-                return self._desk.pages.render(request, "token_made.html", status=201, record=record, token=token)
+                return self._desk.pages.render(
+                    request, "token_made.html", status=201, record=record, token=token, is_known=is_known
+                )  # fmt: skip
             except InvalidRequest as error:
                 field = str(error).partition(" ")[0].rstrip(":")
                 errors[field if field in values else ""] = str(error)
         return await self._list(request, values, errors)
+
+    async def _is_known(self, org: str) -> bool:
+        try:
+            await self._desk.ledger.accounts.balance(org)
+        except UnknownOrg:
+            return False
+        return True
 
     async def ask(self, request: web.Request) -> web.Response:
         """Asks before a token is revoked. Raises: web.HTTPNotFound where there is none (any more)."""

@@ -279,6 +279,7 @@ async def test_a_grant_with_everything(site: Site, admin: Browser) -> None:
     (grant,) = await site.ledger.accounts.grants("acme")
     assert (grant.effective_at, grant.expires_at) == ("2026-12-31T23:00:00Z", "2027-06-30T22:00:00Z")
     assert (grant.purpose, grant.presets, grant.clusters) == ("Winter school", ("cpu", "gpu"), ("hpc",))
+    assert "only for presets cpu, gpu in cluster hpc" in (await admin.get("/console/orgs/acme/grants")).text
 
 
 @pytest.mark.parametrize(
@@ -485,6 +486,13 @@ async def test_a_token_that_makes_no_sense_is_not_made(
     assert answer.status == 422
     assert word in answer.text, cells(answer.text)
     assert len(await site.ledger.tokens.list()) == 5
+
+
+async def test_a_token_for_an_org_that_is_not_there_says_so(site: Site, admin: Browser) -> None:
+    await site.ledger.accounts.upsert("acme", who="t")
+    for org, is_said in (("acme", False), ("acmee", True)):
+        made = await admin.send("/console/tokens", {"role": "viewer", "org": org})
+        assert (made.status, "There is no org" in made.text) == (201, is_said)
 
 
 async def test_revoking_asks_first_and_ends_the_sessions_of_the_token(site: Site, admin: Browser) -> None:
