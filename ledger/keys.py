@@ -297,6 +297,7 @@ def of_org(org: str) -> OrgKeys:
     return OrgKeys("{" + quote(org, safe="") + "}")
 
 
+@lru_cache(maxsize=4096)  # the same few users come again and again
 def tier_fields(project: str, user: str) -> tuple[str, str, str]:
     """Fields of `held` and `running` for the org, the project and the user in the project."""
     return "", f"p{US}{project}", f"u{US}{project}{US}{user}"
