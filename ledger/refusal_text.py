@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from ledger.budgets import Budget
 from ledger.clock import format_time, from_us
-from ledger.money import format_micro
+from ledger.money import MICRO, format_micro
 from ledger.scopes import Scope
 
 _PERIODS = {"day": "daily", "week": "weekly", "month": "monthly", "total": "total"}
@@ -32,7 +32,7 @@ UNKNOWN = Circumstances()
 
 def credits_text(micro: int) -> str:
     """`1 credit`, `0.5 credits`."""
-    return f"{format_micro(micro)} credit{'' if micro == 1_000_000 else 's'}"
+    return f"{format_micro(micro)} credit{'' if micro == MICRO else 's'}"
 
 
 def no_credits(org: str, left_micro: int, required_micro: int, about: Circumstances = UNKNOWN) -> str:
@@ -126,7 +126,9 @@ def admitted(required_micro: int, org: str, left_micro: int | None, count: int =
         return f"{what} cost{'' if count > 1 else 's'} nothing."
     if left_micro is None:
         return f"This may start; {credits_text(required_micro)} would be set aside."
-    return f"{credits_text(required_micro)} are set aside to start; org {org} then has {credits_text(left_micro)} left."
+    verb = "is" if required_micro == MICRO else "are"
+    left = f"org {org} then has {credits_text(left_micro)} left"
+    return f"{credits_text(required_micro)} {verb} set aside to start; {left}."
 
 
 def running_out(

@@ -82,6 +82,13 @@ async def test_what_is_needed_is_held_and_no_longer_available(ledger: Ledger) ->
     assert await adds_up(ledger) == CREDIT
 
 
+async def test_one_credit_is_and_two_are_set_aside(ledger: Ledger) -> None:
+    await give(ledger, 10 * CREDIT)
+    one, two = [await ledger.admissions.admit(job(count=count)) for count in (1, 2)]
+    assert one.reason == "1 credit is set aside to start; org acme then has 9 credits left."
+    assert two.reason == "2 credits are set aside to start; org acme then has 7 credits left."
+
+
 async def test_a_short_time_limit_needs_less(ledger: Ledger) -> None:
     await give(ledger, CREDIT)
     decision = await ledger.admissions.admit(job(max_runtime_us=3 * MINUTE))
