@@ -64,6 +64,8 @@ class Spool:
         self._lines: list[tuple[bytes, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
         self._coming = 0
+        self._is_torn = False
+        """Whether the file ends in half a line, which what comes next is not to be a part of."""
         if path is not None:
             self._open(path)
 
@@ -143,8 +145,9 @@ class Spool:
 
     def _mark(self, name: str) -> None:
         if self._file is not None:
+            line = _encode(_Line(done=name)) + b"\n"
             try:
-                os.write(self._file, _encode(_Line(done=name)) + b"\n")
+                self._is_torn |= os.write(self._file, line) < len(line)
             except OSError as error:
                 log.error("%s cannot be written: %s", self._path, error.strerror or error)
 
@@ -163,6 +166,8 @@ class Spool:
     def _append(self, data: bytes) -> None:
         assert self._file is not None
         size = os.fstat(self._file).st_size
+        if self._is_torn:
+            data = b"\n" + data
         if size + len(data) > _BYTES_MAX:
             raise OSError(f"it would be larger than {_BYTES_MAX} bytes")
         try:
@@ -170,6 +175,7 @@ class Spool:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
             os.fsync(self._file)
+            self._is_torn = False
         except OSError:
             os.ftruncate(self._file, size)  # no half a line for others to go on from
             raise

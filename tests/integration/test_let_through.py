@@ -209,6 +209,22 @@ async def test_a_line_that_cannot_be_read_spoils_no_other(tmp_path: Path) -> Non
     await last.close()
 
 
+async def test_a_mark_that_a_full_disk_cut_short_spoils_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, write = Spool(tmp_path / "spool"), os.write
+    for number in (1, 2):
+        await spool.keep(item(number))
+    monkeypatch.setattr("os.write", lambda file, data: write(file, data[:9]))
+    spool.done()
+    monkeypatch.undo()
+    await spool.keep(item(3))  # there is room again
+    await spool.close()
+    again = Spool(tmp_path / "spool")
+    assert [one.id for one in again.waiting] == ["acme.1", "acme.2", "acme.3"]
+    await again.close()
+
+
 async def test_no_more_is_kept_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("enforcer.spool.KEPT_MAX", 2)
     spool = Spool(None)
