@@ -130,6 +130,8 @@ class Admissions:
             said = refusal_text.budget_exhausted(budget, now, available, needed, about, request.org)
             tier = "project" if budget.user is None else "user"
             return Decision(False, Code.BUDGET_EXHAUSTED, said, tier, available, needed, policy_mode=mode)
+        if about.only_running_is_short:
+            available = 0  # as balances say it: nothing is owed yet
         said = refusal_text.no_credits(request.org, available, needed, about)
         return Decision(False, Code.NO_CREDITS, said, "org", available, needed, policy_mode=mode)
 
@@ -211,7 +213,9 @@ class Admissions:
         given = str(self._given_clock()) if self._given_clock else ""
         names = tuple(common_keys(keys.of_org(org)))
         answer = await self.pipelined.shared(self._scripts.balance, names, (given,))
-        return {text(k): text(v) for k, v in zip(answer[7::2], answer[8::2], strict=True)}
+        _, granted, expired, spent, held, running, _ = (int(value) for value in answer[:7])
+        fields = {text(k): text(v) for k, v in zip(answer[7::2], answer[8::2], strict=True)}
+        return {**fields, "left": str(granted - expired - spent - held), "running": str(running)}
 
     async def _circumstances(self, request: AdmissionRequest, terms: Terms) -> Circumstances:
         fields = await self._facts(request.org)
@@ -221,7 +225,8 @@ class Admissions:
             lefts = restricted_in(fields["restricted"])
             others = tuple(item for item in sorted(lefts.items()) if not item[0].accepts(*_class(request)))
         line = int(fields.get("credit_line") or 0)
-        return Circumstances(fields.get("contact") or None, burn, terms.buy_url, line, others)
+        is_short = not others and line == 0 and 0 <= int(fields["left"]) < int(fields["running"])
+        return Circumstances(fields.get("contact") or None, burn, terms.buy_url, line, others, is_short)
 
     async def _lasts(
         self, request: AdmissionRequest, balance: Balance, hour: int | None, hold_us: int

@@ -18,13 +18,14 @@ _PERIODS = {"day": "daily", "week": "weekly", "month": "monthly", "total": "tota
 @dataclass(frozen=True, slots=True)
 class Circumstances:
     """What else is known of an org: whom to ask, what it burns an hour, where credits are bought, how far below zero it
-    may go, and what it has left that is not for this work."""
+    may go, what it has left that is not for this work, and whether only the set-aside of running work is short."""
 
     contact: str | None = None
     burn_micro: int = 0
     buy_url: str | None = None
     credit_line_micro: int = 0
     not_for_this: Sequence[tuple[Scope, int]] = ()
+    only_running_is_short: bool = False
 
 
 UNKNOWN = Circumstances()
@@ -46,6 +47,8 @@ def no_credits(org: str, left_micro: int, required_micro: int, about: Circumstan
             left += f" and a credit line of {credits_text(line)}"
         else:
             left = f"has {credits_text(left_micro + line)} of its credit line of {format_micro(line)} left"
+    elif about.only_running_is_short:
+        left = "has no credits left beside what its running work needs"
     elif left_micro < 0 and not about.not_for_this:
         left = f"is {credits_text(-left_micro)} short"
     if about.not_for_this:
@@ -77,7 +80,9 @@ def budget_exhausted(
     ask = f"{about.contact or f'an owner of org {org}'} can raise it."
     if not frees:
         ask = ask[0].upper() + ask[1:]
-    return f"The {kind} budget of {whose} has {left}; this needs {credits_text(required_micro)} to start. {frees}{ask}"
+    burn = f" Org {org}'s running work uses {credits_text(about.burn_micro)} an hour." if about.burn_micro > 0 else ""
+    needs = f"this needs {credits_text(required_micro)} to start."
+    return f"The {kind} budget of {whose} has {left}; {needs}{burn} {frees}{ask}"
 
 
 def unknown_org(org: str, about: Circumstances = UNKNOWN) -> str:

@@ -89,6 +89,16 @@ async def test_one_credit_is_and_two_are_set_aside(ledger: Ledger) -> None:
     assert two.reason == "2 credits are set aside to start; org acme then has 7 credits left."
 
 
+async def test_what_running_work_wants_beyond_what_is_left_is_no_debt(ledger: Ledger) -> None:
+    await give(ledger, 10 * CREDIT)
+    client: Any = ledger.client
+    await client.hset(keys.of_org("acme").running, "", 12 * CREDIT)
+    refused = await ledger.admissions.admit(job())
+    balance = await ledger.accounts.balance("acme")
+    assert (refused.code, refused.available_micro) == (Code.NO_CREDITS, balance.available_micro) == (Code.NO_CREDITS, 0)
+    assert "has no credits left beside what its running work needs" in refused.reason
+
+
 async def test_a_short_time_limit_needs_less(ledger: Ledger) -> None:
     await give(ledger, CREDIT)
     decision = await ledger.admissions.admit(job(max_runtime_us=3 * MINUTE))
