@@ -127,8 +127,25 @@ def balance(org: str | None, as_json: bool, as_csv: bool) -> None:
     elif as_csv:
         print_rows((*_BALANCE, "unlimited"), rows, as_csv=True)
     else:
-        shown = [{**row, "available": "unlimited" if row["unlimited"] else row["available"]} for row in rows]
-        print_rows(_BALANCE, shown, right=_AMOUNTS, nothing="no orgs yet; `credits grant ORG CREDITS` creates one")
+        shown = [
+            {
+                **row,
+                "available": "unlimited" if row["unlimited"] else row["available"],
+                "for_some_work_only": _restricted(row),
+            }
+            for row in rows
+        ]
+        some = tuple(name for name in ("credit_line", "for_some_work_only") if any(row.get(name) for row in shown))
+        nothing = "no orgs yet; `credits grant ORG CREDITS` creates one"
+        print_rows((*_BALANCE, *some), shown, right=(*_AMOUNTS, *some), nothing=nothing)
+
+
+def _restricted(row: dict[str, Any]) -> str | None:
+    """How much of what an org has is restricted, in all."""
+    from ledger.money import format_micro, parse_credits
+
+    lefts = [parse_credits(one["left"]) for one in row.get("restricted", ())]
+    return format_micro(sum(lefts)) if lefts else None
 
 
 @click.group(cls=Group)

@@ -87,6 +87,7 @@ class SignIn:
     def calls(self) -> list[Route]:
         """All calls; those without roles look at the session themselves."""
         return [
+            Route("GET", "/", self.home, ROLES, "session"),
             Route("GET", "/console", self.home, ROLES, "session"),
             Route("GET", "/console/", self.home, ROLES, "session"),
             Route("GET", SIGN_IN, self.show, None, "session"),

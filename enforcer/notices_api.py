@@ -32,7 +32,7 @@ _EDIT = (ADMIN, OWNER)
 
 
 class HookBody(msgspec.Struct, forbid_unknown_fields=True):
-    """A webhook. Without a `secret` the one there is stays; where there is none, one is made and shown once."""
+    """A webhook. Without a `secret` that of the same URL stays; for another URL one is made and shown once."""
 
     url: Annotated[str, said(format="uri", maxLength=500, examples=["https://hooks.example.org/credits"])]
     secret: Annotated[str, said(minLength=16, maxLength=200)] | None = None

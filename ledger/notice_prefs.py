@@ -178,7 +178,8 @@ def hook_problem(url: str, allow_private: bool) -> str:
 
 
 def wanted_hook(url: str, secret: str | None, before: Preferences, allow_private: bool) -> tuple[Hook, bool]:
-    """A webhook, and whether its secret was made here: without one given, the one that was there before stays.
+    """A webhook, and whether its secret was made here: without one given, that of the same
+    URL stays. Another URL has a secret of its own: whoever is behind it is to know no other.
 
     Raises: InvalidRequest.
     """
@@ -186,7 +187,7 @@ def wanted_hook(url: str, secret: str | None, before: Preferences, allow_private
         raise InvalidRequest(f"webhook.url: {url!r:.80} {problem}")
     if secret is not None:
         return Hook(url, secret), False
-    if before.webhook is not None:
+    if before.webhook is not None and before.webhook.url == url:
         return Hook(url, before.webhook.secret), False
     return Hook(url, new_secret()), True
 

@@ -29,8 +29,9 @@ ABOUT_SOMETHING = (
     "POST /v1/orgs/{org}/corrections", "GET /v1/orgs/{org}/budgets/{project}/{user}", "DELETE /v1/tokens/{token}",
     "DELETE /v1/orgs/{org}/budgets/{project}", "DELETE /v1/orgs/{org}/budgets/{project}/{user}",
     "GET /v1/orgs/{org}/purchases/{order}", "GET /v1/orgs/{org}/budgets/{project}",
+    "POST /v1/orgs/{org}/notices/test",
 )  # fmt: skip
-"""Calls about a thing that has to be there."""
+"""Calls about a thing that has to be there: a grant, a budget, a mail server."""
 WRONG_ROLE, WRONG_ORG = "may not do this", "is for org"
 
 
@@ -132,7 +133,7 @@ async def test_nobody_gets_nothing(api: LiveApi, http: aiohttp.ClientSession, ro
             where = f"{caller}, org {org}: {answer}"
             if route.via == "session" and route.method == "GET":
                 assert answer.status == 303, where
-                assert answer.location.startswith("/console/sign-in?next=/console"), where
+                assert answer.location.startswith("/console/sign-in?next=/"), where
             else:
                 assert answer.status == (403 if route.via == "session" else 401), where
             assert not [secret for secret in HIDDEN if secret in answer.body], where
