@@ -39,12 +39,13 @@ def verify(context: click.Context, org: str | None, as_json: bool) -> None:
         counts = ", ".join(f"{count} {what}" for what, count in result["checked"].items())
         for difference in result["differences"]:
             click.echo(f"org {difference['org']}: {difference['what']}: {difference['difference']}")
-        for hold in result["orphan_holds"]:
+        orphan_holds = result.get("orphan_holds", [])
+        for hold in orphan_holds:
             click.echo(
                 f"org {hold['org']}: orphan hold {hold['hold_id']} of workload {hold['workload']!r}: {hold['why']}; "
                 f"{hold['credits']} credits are set aside until {hold['expires_at']}"
             )
-        orphans = f", {len(result['orphan_holds'])} orphan holds" if result["orphan_holds"] else ""
+        orphans = f", {len(orphan_holds)} orphan holds" if orphan_holds else ""
         verdict = "ok" if result["ok"] else f"NOT OK, {len(result['differences'])} differences"
         click.echo(f"{verdict}: checked {counts}{orphans}")
     context.exit(0 if result["ok"] else 1)
