@@ -40,7 +40,7 @@ Progress = Callable[[int, int], None]
 
 
 async def verify(ledger: Ledger, org: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
-    """Check every org (or one): `{"ok": bool, "checked": {...}, "differences": [...]}`, and `orphan_holds` where any are.
+    """Check every org (or one): `{"ok": bool, "checked": {...}, "differences": [...]}`, and `orphan_holds` if any.
 
     Each org is read in one transaction, so that rounds and grants under way do no harm. Orphan holds set credits aside
     for work that is charged or over already; the figures agree all the same, and they end by their expiry, so they
