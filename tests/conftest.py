@@ -16,7 +16,7 @@ import pytest
 from ledger.connect import Client, connect
 from tests.servers import ServerProcess
 
-hypothesis.settings.register_profile("default", max_examples=40, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("default", max_examples=20, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", max_examples=150, deadline=None, print_blob=True)
 hypothesis.settings.register_profile(
     "quick", max_examples=60, deadline=None, print_blob=True, phases=[hypothesis.Phase.generate]

@@ -353,8 +353,7 @@ async def no_wider_than_the_window(page: Page) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("scheme", "size"), [("light", WIDE), ("dark", PHONE)], ids=["light", "dark phone"])
 async def test_every_page_is_accessible_and_fits(
     valkey_url: str, browser: Browser, scheme: str, size: tuple[int, int]
 ) -> None:
