@@ -1,4 +1,7 @@
-"""Rounds: fetch a snapshot, meter it, commit it org by org. Two exporters at once are safe, only wasteful."""
+"""Rounds: fetch a snapshot, meter it, commit it org by org. Two exporters at once charge nothing twice.
+
+Known fault: a job that moves between orgs just as one of them overtakes the other may be charged short.
+"""
 
 from __future__ import annotations
 
