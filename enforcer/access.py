@@ -11,9 +11,10 @@ from aiohttp import web
 
 from api.routes import Handler, Route, names_of
 from enforcer.bodies import required_name
+from enforcer.callers import Callers
 from enforcer.failures import Failures
 from enforcer.problems import ErrorPage, Problem
-from ledger.tokens import Token, Tokens
+from ledger.tokens import Token
 
 CALLER: Final = web.RequestKey("caller", Token)
 """Where a handler finds the caller's `Token` in its request."""
@@ -33,10 +34,12 @@ class ConsoleSide(NamedTuple):
 
 
 class Guard:
-    """Puts routes behind their roles. A token is looked up within `seconds`."""
+    """Puts routes behind their roles. A session is looked up within `seconds`."""
 
-    def __init__(self, tokens: Tokens, seconds: float, failures: Failures, console: ConsoleSide | None = None) -> None:
-        self._tokens = tokens
+    def __init__(
+        self, callers: Callers, seconds: float, failures: Failures, console: ConsoleSide | None = None
+    ) -> None:  # fmt: skip
+        self._callers = callers
         self._seconds = seconds
         self._failures = failures
         self._console = console
@@ -50,13 +53,15 @@ class Guard:
         return self._by_token(route)
 
     def _by_token(self, route: Route) -> Handler:
-        known, handler, may_call = self._tokens.known, route.handler, _rule(route)
+        known, handler, may_call = self._callers.known, route.handler, _rule(route)
+        # What schedulers ask is answered in time, and also while the ledger is away.
+        find = self._callers.find_in_time if SCHEDULER in (route.roles or ()) else self._callers.find
 
         async def check(request: web.Request) -> web.StreamResponse:
             scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not credential:
                 raise Problem(401, "unauthorized", "A token is needed: Authorization: Bearer act_...", CHALLENGE)
-            token = known(credential) or await self.authenticate(request, credential)
+            token = known(credential) or self._somebody(request, await find(request, credential))
             may_call(token, request)
             request[CALLER] = token
             return await handler(request)
@@ -80,14 +85,12 @@ class Guard:
 
         return check
 
-    async def authenticate(self, request: web.Request, credential: str) -> Token:
-        """The token that a credential is.
+    def _somebody(self, request: web.Request, token: Token | None) -> Token:
+        """The token that was found for a credential.
 
-        Raises: Problem 401 for one that is none, 429 where too many of those came from the same address. A valid
+        Raises: Problem 401 where there is none, 429 where too many of those came from the same address. A valid
             token is never refused for that: others behind the same proxy go on working.
         """
-        async with asyncio.timeout(self._seconds):
-            token = await self._tokens.authenticate(credential.strip())
         if token is None:
             self._failures.refuse(request.remote)
             raise Problem(401, "unauthorized", "This token is not known, expired or revoked.", CHALLENGE)

@@ -24,6 +24,7 @@ from enforcer.admission.kubernetes import KubernetesApi
 from enforcer.admission.slurm import SlurmApi
 from enforcer.bodies import answer
 from enforcer.budgets_api import BudgetsApi
+from enforcer.callers import Callers
 from enforcer.direct import DIRECT
 from enforcer.failures import Failures
 from enforcer.grants_api import GrantsApi
@@ -70,7 +71,8 @@ def build_app(
     desk = Desk(ledger, settings.admission, metrics, clock, buy_url, spool if keeps else None)
     slurm = SlurmApi(desk, [source for source in settings.sources if isinstance(source, SlurmSource)])
     asks_certificates = settings.enforcer.tls is not None and settings.enforcer.tls.client_ca is not None
-    kubernetes = KubernetesApi(desk, settings.sources, asks_certificates, failures)
+    callers = Callers(ledger.tokens, settings.admission.decision_seconds, lambda: desk.aftermath.is_away)
+    kubernetes = KubernetesApi(desk, callers, settings.sources, asks_certificates, failures)
     proxies = settings.enforcer.trusted_proxies
     middlewares = [behind(proxies), problems] if proxies else [problems]
     app = web.Application(middlewares=middlewares, client_max_size=4 * 1024 * 1024)
@@ -94,7 +96,7 @@ def build_app(
     app[ROUTES] = routes
     direct: dict[tuple[str, str], Handler] = {}
     app[DIRECT] = direct
-    guard = Guard(ledger.tokens, settings.admission.decision_seconds, failures, console)
+    guard = Guard(callers, settings.admission.decision_seconds, failures, console)
     for route in routes:
         # A name may be of anything, also of braces, which a part of a path is not by default.
         path = _PART.sub(r"{\1:[^/]+}", route.path)

@@ -56,7 +56,7 @@ class Tokens:
     """Makes, lists, revokes and checks tokens.
 
     A token that was checked is known for 5 s without asking again, so a revocation takes effect within that;
-    while the ledger is away, what was known stays known for an hour.
+    while the ledger is away, it counts as last seen for an hour.
     """
 
     def __init__(self, client: Client, clock: Clock | None = None) -> None:
@@ -140,6 +140,13 @@ class Tokens:
             return None
         return self._valid(found[1])
 
+    def last_seen(self, token: str) -> Token | None:
+        """As `known`, of a token that was checked within an hour: for while the ledger does not answer."""
+        found = self._known.get(_digest(token)) if token.isascii() else None
+        if found is None or time.monotonic() - found[0] >= _AWAY_SECONDS:
+            return None
+        return self._valid(found[1])
+
     async def authenticate(self, token: str) -> Token | None:
         """The record of a token that is valid now, else None.
 
@@ -149,8 +156,7 @@ class Tokens:
             return None
         digest = _digest(token)
         known = self._known.get(digest)
-        age = time.monotonic() - known[0] if known is not None else _AWAY_SECONDS
-        if known is not None and age < _KNOWN_SECONDS:
+        if known is not None and time.monotonic() - known[0] < _KNOWN_SECONDS:
             return self._valid(known[1])
         try:
             # Many may wait for the same answer: it is asked for once.
@@ -160,7 +166,7 @@ class Tokens:
                 task.add_done_callback(lambda done: self._read_done(digest, done))
             record = await asyncio.shield(task)
         except LedgerUnavailable:
-            if known is None or age >= _AWAY_SECONDS:
+            if known is None or time.monotonic() - known[0] >= _AWAY_SECONDS:
                 raise
             record = known[1]
         return None if record is None else self._valid(record)

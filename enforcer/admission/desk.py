@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
@@ -26,9 +26,14 @@ from ledger.model import Code
 from ledger.refusals import EXCEPTION, REFUSAL, SHADOW, Refused
 from ledger.store import Ledger
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
-_LEDGER_PART: Final = 0.8
-"""Of the time for a decision."""
+_LEDGER_PART: Final = 0.9
+"""Of the time for a request, so that what is said without the ledger is said in time."""
+_LEDGER_PART_BEFORE_DISK: Final = 0.8
+"""The same where what is let through has to be on disk before."""
+_FAIR_PART: Final = 0.25
+"""A ledger that is silent for so long is taken to be away; for less, only this request is decided without it."""
 _OFF: Final = Decision(True, Code.OK, "Credits are not checked here.")
 _MODES_MAX: Final = 10_000
 """Orgs with a mode of their own that is known while the ledger is away."""
@@ -50,14 +55,23 @@ class Desk:
         self._clock = clock
         self._modes: dict[str, str] = {}
         self._may_pass = settings.on_ledger_down == "allow"
-        # What is let through without the ledger has to be on disk within the same time.
-        self._deadlines = Deadlines(settings.decision_seconds * (_LEDGER_PART if self._may_pass else 1.0))
+        self._ledger_seconds = settings.decision_seconds * (
+            _LEDGER_PART_BEFORE_DISK if self._may_pass else _LEDGER_PART
+        )
+        self._deadlines = Deadlines(self._ledger_seconds)
+
+    def until(self, waited: float = 0.0) -> float:
+        """When the time for a request ends, of which so many seconds were waited for already: on the loop's clock."""
+        return _now() + self.settings.decision_seconds - waited
 
     async def decide(
-        self, request: AdmissionRequest, *, who: str, via: str, excuse: Callable[[], Awaitable[bool]] | None = None
-    ) -> Decision:
+        self, request: AdmissionRequest, *, who: str, via: str, until: float | None = None,
+        excuse: Callable[[], Awaitable[bool]] | None = None,
+    ) -> Decision:  # fmt: skip
         """The decision on a request, within the time set for it. `via`: how it was asked, for the journal.
 
+        `until`: when that time ends, where it is shared with more than this (see `until`); it is kept at less cost
+            where it begins now.
         `excuse`: asked where it is refused, whether it is to be let through all the same.
         """
         mode = self.settings.mode_of(request.cluster)
@@ -66,7 +80,7 @@ class Desk:
         start = time.perf_counter()
         if not request.hold_id:
             request = replace(request, hold_id=new_hold_id(request.org))
-        decision = await self._ask(request, who, via, start)
+        decision = await self._ask(request, who, via, start, until)
         if decision.policy_mode or self._modes:
             self._remember_mode(request.org, decision)
         mode = decision.policy_mode or mode
@@ -79,7 +93,7 @@ class Desk:
             self.metrics.count(SHADOWED, decision.code)
             self._journal(SHADOW, request, decision, who, via)
             decision = replace(decision, allowed=True, reason=refusal_text.shadowed(decision.reason))
-        elif excuse is not None and await self._is_excused(excuse, start):
+        elif excuse is not None and await self._is_excused(excuse, start, until):
             decision = replace(decision, allowed=True, reason=refusal_text.started_anew(decision.reason))
             self.metrics.count(EXCEPTED, decision.code)
             self._journal(EXCEPTION, request, decision, who, via)
@@ -89,32 +103,55 @@ class Desk:
         self.metrics.observe(time.perf_counter() - start)
         return decision
 
-    async def quote(self, request: AdmissionRequest) -> Quote:
+    async def quote(self, request: AdmissionRequest, until: float | None = None) -> Quote:
         """What work would cost, within the time set for a decision. Raises: LedgerUnavailable."""
-        if self.aftermath.is_away:
+        if self.aftermath.is_away or self._is_over(until):
             raise LedgerUnavailable(refusal_text.ledger_unavailable())
+        start = time.perf_counter()
         try:
-            return await self._deadlines.within(self.ledger.admissions.quote(request, self.terms))
+            return await self._within(until, self.ledger.admissions.quote(request, self.terms))
         except (LedgerUnavailable, TimeoutError) as error:
-            self.aftermath.lost()
+            self._missed(error, start)
             raise LedgerUnavailable(refusal_text.ledger_unavailable()) from error
 
-    async def _is_excused(self, excuse: Callable[[], Awaitable[bool]], start: float) -> bool:
+    def _within(self, until: float | None, answer: Awaitable[T]) -> Awaitable[T]:
+        """What the ledger says, in its part of the time. Raises: TimeoutError."""
+        return self._deadlines.within(answer) if until is None else self._sharing(until, answer)
+
+    async def _sharing(self, until: float, answer: Awaitable[T]) -> T:
+        async with asyncio.timeout_at(until - self.settings.decision_seconds + self._ledger_seconds):
+            return await answer
+
+    def _missed(self, error: Exception, start: float) -> None:
+        """The ledger, asked at `start`, did not answer. What others took of the same time is not its fault."""
+        silent = time.perf_counter() - start
+        if not isinstance(error, TimeoutError) or silent >= self.settings.decision_seconds * _FAIR_PART:
+            self.aftermath.lost()
+
+    def _is_over(self, until: float | None) -> bool:
+        """Whether the ledger cannot be asked any more."""
+        return until is not None and _now() >= until - self.settings.decision_seconds + self._ledger_seconds
+
+    async def _is_excused(self, excuse: Callable[[], Awaitable[bool]], start: float, until: float | None) -> bool:
         """In what is left of the time for a decision."""
+        if self.aftermath.is_away:
+            return False
         try:
-            async with asyncio.timeout(self._left(start)):
+            async with asyncio.timeout(self._left(start, until)):
                 return await excuse()
         except (CreditsError, TimeoutError) as error:
-            log.warning("whether refused work is to be let through is not known: %s", error)
+            log.warning("whether refused work is to be let through is not known: %s", error or "no answer in time")
             return False
 
-    async def refuse(self, request: AdmissionRequest, decision: Decision, *, who: str, via: str) -> Decision:
+    async def refuse(
+        self, request: AdmissionRequest, decision: Decision, *, who: str, via: str, until: float | None = None
+    ) -> Decision:
         """A refusal that needs no ledger (nobody pays for the account, ...), with all that goes with one."""
         mode = self.settings.mode_of(request.cluster)
         if mode == "off":
             return _OFF
         if decision.code is not Code.UNKNOWN_ORG:
-            decision = await self._by_own_mode(request.org, decision)
+            decision = await self._by_own_mode(request.org, decision, until)
             mode = decision.policy_mode or mode
             if decision.allowed:
                 return decision
@@ -139,32 +176,35 @@ class Desk:
         if decision.code is Code.OK and decision.hold_id and not is_named and not decision.replayed:
             self.aftermath.release(request.org, decision.hold_id)
 
-    async def _by_own_mode(self, org: str, refusal: Decision) -> Decision:
+    async def _by_own_mode(self, org: str, refusal: Decision, until: float | None) -> Decision:
         """By that of its cluster, while nobody can say what its own is."""
-        if self.aftermath.is_away:
+        if self.aftermath.is_away or self._is_over(until):
             return refusal
+        start = time.perf_counter()
         try:
-            return in_mode(refusal, await self._deadlines.within(self.ledger.admissions.mode_of(org)))
-        except (LedgerUnavailable, TimeoutError):
-            self.aftermath.lost()
+            return in_mode(refusal, await self._within(until, self.ledger.admissions.mode_of(org)))
+        except (LedgerUnavailable, TimeoutError) as error:
+            self._missed(error, start)
             return refusal
 
-    async def _ask(self, request: AdmissionRequest, who: str, via: str, start: float) -> Decision:
-        if self.aftermath.is_away:
-            return await self._without_ledger(request, who, via, start, was_asked=False)
+    async def _ask(
+        self, request: AdmissionRequest, who: str, via: str, start: float, until: float | None
+    ) -> Decision:  # fmt: skip
+        if self.aftermath.is_away or self._is_over(until):
+            return await self._without_ledger(request, who, via, start, until, was_asked=False)
 
         def answered_late(answer: Any) -> None:
             if answer[0] == b"ok" and answer[5] == b"new" and not self._may_pass:
                 self.aftermath.release(request.org, answer[3].decode())
 
         try:
-            return await self._deadlines.within(self.ledger.admissions.admit(request, self.terms, answered_late))
-        except (LedgerUnavailable, TimeoutError):
-            self.aftermath.lost()
-            return await self._without_ledger(request, who, via, start, was_asked=True)
+            return await self._within(until, self.ledger.admissions.admit(request, self.terms, answered_late))
+        except (LedgerUnavailable, TimeoutError) as error:
+            self._missed(error, start)
+            return await self._without_ledger(request, who, via, start, until, was_asked=True)
 
     async def _without_ledger(
-        self, request: AdmissionRequest, who: str, via: str, start: float, *, was_asked: bool
+        self, request: AdmissionRequest, who: str, via: str, start: float, until: float | None, *, was_asked: bool
     ) -> Decision:
         own_mode = self._modes.get(request.org, "")
         required = self.ledger.admissions.known_required(request, self.terms)
@@ -173,7 +213,7 @@ class Desk:
                 True, Code.LEDGER_UNAVAILABLE, refusal_text.let_through(request.cluster), None, None, required,
                 None if request.dry_run else request.hold_id,
             )  # fmt: skip
-            if await self._passes(request, decision, who, via, start):
+            if await self._passes(request, decision, who, via, self._left(start, until)):
                 return decision
         if was_asked and not request.dry_run:
             # Whether its hold was made is not known. A hold that is replaced stays, for its job is still there.
@@ -181,23 +221,27 @@ class Desk:
         said = refusal_text.ledger_unavailable()
         return in_mode(Decision(False, Code.LEDGER_UNAVAILABLE, said, None, None, required or 0), own_mode)
 
-    async def _passes(self, request: AdmissionRequest, decision: Decision, who: str, via: str, start: float) -> bool:
-        """Whether there is room under the org's cap, and it is kept for the ledger."""
+    async def _passes(self, request: AdmissionRequest, decision: Decision, who: str, via: str, seconds: float) -> bool:
+        """Whether there is room under the org's cap, and it is kept for the ledger within so many seconds."""
         cap, required = self.settings.allow_cap_micro, decision.required_micro
         if request.dry_run:
             return self.aftermath.has_room(request.org, required, cap)
         entry = decision_entry(EXCEPTION, request, decision, who=who, via=via, now_us=self._clock())
         try:
-            async with asyncio.timeout(self._left(start)):
+            async with asyncio.timeout(seconds):
                 return await self.aftermath.let_through(LetThrough(request, self.terms, required, entry), cap)
         except (SpoolError, TimeoutError) as error:
             log.error("nothing can be let through: %s", error or "the disk takes too long")
             return False
 
-    def _left(self, start: float) -> float:
-        """Seconds of the time for a decision."""
-        return self.settings.decision_seconds - (time.perf_counter() - start)
+    def _left(self, start: float, until: float | None) -> float:
+        """Seconds of the time for a decision that began at `start`, or of what it shares."""
+        return self.settings.decision_seconds - (time.perf_counter() - start) if until is None else until - _now()
 
     def _journal(self, kind: str, request: AdmissionRequest, decision: Decision, who: str, via: str) -> None:
         entry = decision_entry(kind, request, decision, who=who, via=via, now_us=self._clock())
         self.aftermath.note(Refused(request.org, entry))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -14,6 +14,7 @@ from enforcer.access import ADMIN, OWNER, SCHEDULER, VIEWER, check_org, token_of
 from enforcer.admission.desk import Desk
 from enforcer.answers import Answer
 from enforcer.bodies import answer, name, read_json, required_name
+from enforcer.callers import WAITED
 from enforcer.problems import Problem
 from ledger.admission import AdmissionRequest
 from ledger.admission_shapes import decision_shape, quote_shape
@@ -91,7 +92,7 @@ class AdmissionApi:
         token = token_of(request)
         asked = (await read_json(request, AdmissionBody)).request()
         check_org(token, asked.org)
-        decision = await self._desk.decide(asked, who=token.who, via="api")
+        decision = await self._desk.decide(asked, who=token.who, via="api", until=self._until(request))
         if request.transport is None:
             self._desk.unheard(asked, decision)
         return Answer(msgspec.json.encode(decision_shape(decision)))
@@ -100,7 +101,12 @@ class AdmissionApi:
         """The same question without setting anything aside: what work would cost, and how long credits last."""
         asked = (await read_json(request, AdmissionBody)).request()
         check_org(token_of(request), asked.org)
-        return answer(quote_shape(await self._desk.quote(asked)))
+        return answer(quote_shape(await self._desk.quote(asked, self._until(request))))
+
+    def _until(self, request: web.Request) -> float | None:
+        """When the time for it ends; None: it begins now, as nobody had to wait for who asks."""
+        waited = request.get(WAITED)
+        return None if waited is None else self._desk.until(waited)
 
     async def release(self, request: web.Request) -> web.Response:
         """The work was not started after all: gives back what was set aside."""

@@ -21,14 +21,16 @@ from enforcer.admission.desk import Desk
 from enforcer.admission.namespaces import NamespaceLabels
 from enforcer.admission.review import NotAReview, Work, parse_review, passes, review_answer, work_of
 from enforcer.bodies import read_bytes
+from enforcer.callers import WAITED, Callers
 from enforcer.failures import Failures
 from enforcer.problems import Problem
-from ledger.admission import Decision
+from ledger.admission import AdmissionRequest, Decision
 from ledger.errors import CreditsError
 from ledger.model import Code
 
 _ASIDE_PART: Final = 0.25
-"""Of the time for a decision: what a look at the namespace may take, and noting who was admitted."""
+"""Of the time for a request, which all that is done for it shares: what a look at the namespace may take, and whether
+a pod was admitted before."""
 BODY_MAX: Final = 3 * 1024 * 1024 + 64 * 1024
 log = logging.getLogger(__name__)
 
@@ -37,10 +39,12 @@ class KubernetesApi:
     """Answers API servers. Who calls shows a client certificate or a token: as a header, or in the path."""
 
     def __init__(
-        self, desk: Desk, sources: Sequence[SourceSettings], asks_certificates: bool, failures: Failures
-    ) -> None:
+        self, desk: Desk, callers: Callers, sources: Sequence[SourceSettings], asks_certificates: bool,
+        failures: Failures,
+    ) -> None:  # fmt: skip
         """`asks_certificates`: the listener lets nobody in without one it trusts."""
         self._desk = desk
+        self._callers = callers
         self._asks_certificates = asks_certificates
         self._failures = failures
         found = [source for source in sources if isinstance(source, KubernetesSource)]
@@ -51,8 +55,9 @@ class KubernetesApi:
         # Where the platform is asked for its jobs, their pods are left to it, and charged by the jobs' ids.
         self._by_job = {source.cluster for source in sources if isinstance(source, ApoloSource)}
         self._sizes = {source.cluster: FittingPresets(rooms(source.presets)) for source in found}
-        seconds = desk.settings.decision_seconds * _ASIDE_PART
-        self._namespaces = {source.cluster: NamespaceLabels(source, seconds) for source in found}
+        self._aside_seconds = desk.settings.decision_seconds * _ASIDE_PART
+        self._namespaces = {source.cluster: NamespaceLabels(source) for source in found}
+        self._noting: set[asyncio.Task[None]] = set()
 
     def routes(self) -> list[Route]:
         paths = ("/k8s/admission", "/k8s/admission/{cluster}", "/k8s/admission/{cluster}/{token}")
@@ -64,6 +69,8 @@ class KubernetesApi:
 
     async def close(self) -> None:
         """Close the connections to the API servers."""
+        for noting in self._noting:
+            noting.cancel()
         for namespaces in self._namespaces.values():
             await namespaces.close()
 
@@ -83,6 +90,7 @@ class KubernetesApi:
         """
         await self._check_caller(request)
         data = await read_bytes(request, BODY_MAX)
+        until = self._desk.until(request.get(WAITED, 0.0))
         uid = ""
         try:
             review = parse_review(data)
@@ -91,10 +99,10 @@ class KubernetesApi:
             why = passes(review, settings)
             if why is not None:
                 return _json(review_answer(uid, True, noted={"passed": why}))
-            owner = await self._namespaces[settings.cluster].place(review.namespace or "")
+            owner = await self._namespaces[settings.cluster].place(review.namespace or "", self._aside(until))
             by_job = settings.cluster in self._by_job
             work = work_of(review, settings, self._sizes[settings.cluster], owner or ("", ""), by_job=by_job)
-            decision = await self._decide(work, f"{review.who} ({settings.cluster})")
+            decision = await self._decide(work, f"{review.who} ({settings.cluster})", until)
         except NotAReview as error:
             if not uid:
                 raise Problem(400, "not_a_review", str(error)) from None
@@ -110,14 +118,15 @@ class KubernetesApi:
         warnings = [decision.reason] if decision.code is not Code.OK else []
         return _json(review_answer(uid, True, warnings=warnings, noted=noted))
 
-    async def _decide(self, work: Work, who: str) -> Decision:
+    async def _decide(self, work: Work, who: str, until: float) -> Decision:
         asked = work.request
         if work.missing and (not asked.org or self._unpriced_is_denied(asked.cluster)):
             if not asked.org and self._desk.settings.unknown_org == "allow":
                 return Decision(True, Code.OK, "")
             code = Code.UNPRICED if asked.org else Code.UNKNOWN_ORG
             reason = f"Label {work.missing} is missing, so nobody could be charged. Set it, or ask an administrator."
-            return await self._desk.refuse(asked, Decision(False, code, reason), who=who, via="kubernetes")
+            refusal = Decision(False, code, reason)
+            return await self._desk.refuse(asked, refusal, who=who, via="kubernetes", until=until)
         admitted, identity = self._desk.ledger.admitted, work.identity
 
         async def was_admitted() -> bool:
@@ -125,28 +134,37 @@ class KubernetesApi:
             return await admitted.has(asked.org, *identity)
 
         excuse = was_admitted if identity else None
-        decision = await self._desk.decide(asked, who=who, via="kubernetes", excuse=excuse)
+        decision = await self._desk.decide(asked, who=who, via="kubernetes", until=until, excuse=excuse)
         goes_on = decision.allowed and decision.code is Code.OK and decision.required_micro and not decision.hold_id
-        if goes_on and work.pod and not asked.dry_run and not await self._is_so(was_admitted):
+        if goes_on and work.pod and not asked.dry_run and not await self._is_so(was_admitted, until):
             # The platform's job is charged already, and this is not its pod started anew: it is to pay for itself.
             asked = replace(asked, workload_id=work.pod)
-            decision = await self._desk.decide(asked, who=who, via="kubernetes")
+            decision = await self._desk.decide(asked, who=who, via="kubernetes", until=until)
         # What is let through for another reason than that it is paid for is no more admitted than before.
         if identity and decision.allowed and decision.code is Code.OK and decision.hold_id:
-            try:
-                async with asyncio.timeout(self._desk.settings.decision_seconds * _ASIDE_PART):
-                    await admitted.add(asked.org, *identity)
-            except (CreditsError, TimeoutError) as error:
-                log.warning("that pod %s was admitted cannot be noted: %s", asked.workload_id, error)
+            noting = asyncio.create_task(self._note(asked, identity))
+            self._noting.add(noting)
+            noting.add_done_callback(self._noting.discard)
+            await asyncio.wait({noting}, timeout=self._aside(until))  # what takes longer goes on beside
         return decision
 
-    async def _is_so(self, ask: Callable[[], Awaitable[bool]]) -> bool:
+    async def _note(self, asked: AdmissionRequest, identity: tuple[str, ...]) -> None:
         try:
-            async with asyncio.timeout(self._desk.settings.decision_seconds * _ASIDE_PART):
+            await self._desk.ledger.admitted.add(asked.org, *identity)
+        except CreditsError as error:
+            log.warning("that pod %s was admitted cannot be noted: %s", asked.workload_id, error)
+
+    async def _is_so(self, ask: Callable[[], Awaitable[bool]], until: float) -> bool:
+        try:
+            async with asyncio.timeout(self._aside(until)):
                 return await ask()
         except (CreditsError, TimeoutError) as error:
-            log.warning("whether a pod was admitted before is not known: %s", error)
+            log.warning("whether a pod was admitted before is not known: %s", error or "no answer in time")
             return False
+
+    def _aside(self, until: float) -> float:
+        """Seconds for something beside the decision."""
+        return min(self._aside_seconds, until - asyncio.get_running_loop().time())
 
     def _unpriced_is_denied(self, cluster: str) -> bool:
         plan = self._desk.ledger.admissions.plan_at_hand(cluster)
@@ -166,8 +184,7 @@ class KubernetesApi:
         scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not credential:
             credential = request.match_info.get("token", "")
-        async with asyncio.timeout(self._desk.settings.decision_seconds):
-            token = await self._desk.ledger.tokens.authenticate(credential.strip())
+        token = self._callers.known(credential) or await self._callers.find_in_time(request, credential)
         if token is None and credential:
             self._failures.refuse(request.remote)
         if token is None or token.role not in (SCHEDULER, ADMIN) or token.org is not None:

@@ -26,11 +26,9 @@ log = logging.getLogger(__name__)
 class NamespaceLabels:
     """Whose the namespaces of one cluster are. Asks only where the settings or our own pod give access."""
 
-    def __init__(self, settings: KubernetesSource, seconds: float, environ: Mapping[str, str] = os.environ) -> None:
-        """`seconds`: how long a decision may wait for an answer."""
+    def __init__(self, settings: KubernetesSource, environ: Mapping[str, str] = os.environ) -> None:
         self._labels = settings.labels
         self._cluster = settings.cluster
-        self._seconds = seconds
         has_access = settings.url is not None or "KUBERNETES_SERVICE_HOST" in environ
         self._rest: Rest | None = rest_of(settings, environ) if has_access else None
         self._known: dict[str, tuple[float, tuple[str, str]]] = {}
@@ -38,8 +36,8 @@ class NamespaceLabels:
         self._not_before = 0.0
         self._told = ""
 
-    async def place(self, namespace: str) -> tuple[str, str] | None:
-        """(org, project) by its labels, "" where it has none; None where nobody can say.
+    async def place(self, namespace: str, seconds: float) -> tuple[str, str] | None:
+        """(org, project) by its labels, "" where it has none; None where nobody says so within `seconds`.
 
         An answer counts for a minute, and for as long as there is no newer one.
         """
@@ -49,19 +47,16 @@ class NamespaceLabels:
         now = time.monotonic()
         if known is not None and now - known[0] < FRESH_SECONDS:
             return known[1]
-        if self._rest is None or now < self._not_before:
+        if self._rest is None or now < self._not_before or seconds <= 0:
             return None if known is None else known[1]
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(seconds):
                 found = await asyncio.shield(self._ask(self._rest, namespace))
         except (ActionError, TimeoutError) as error:
             self._not_before = time.monotonic() + _BREAK_SECONDS
-            self._tell(str(error) or f"no answer within {self._seconds:g} s")
+            self._tell(str(error) or f"no answer within {seconds:.2g} s")
             return None if known is None else known[1]
         self._tell("")
-        if len(self._known) >= _KEPT:
-            self._known.clear()
-        self._known[namespace] = time.monotonic(), found
         return found
 
     async def close(self) -> None:
@@ -84,14 +79,21 @@ class NamespaceLabels:
         if status in (401, 403):
             raise ActionError(f"{status} {text}; the account needs the rights that docs/kubernetes.md lists")
         if status == 404:
-            return "", ""  # made in this very moment, or elsewhere
+            return self._keep(namespace, ("", ""))  # made in this very moment, or elsewhere
         metadata: Any = body.get("metadata") if isinstance(body, dict) else None
         if status >= 300 or not isinstance(metadata, dict):
             raise ActionError(f"{status} {text}")
         labels = metadata.get("labels") or {}
         org = next((labels[name] for name in self._labels.org if labels.get(name)), "")
         project = next((labels[name] for name in self._labels.project if labels.get(name)), "")
-        return org, project
+        return self._keep(namespace, (org, project))
+
+    def _keep(self, namespace: str, found: tuple[str, str]) -> tuple[str, str]:
+        """Also what came too late for who asked first."""
+        if len(self._known) >= _KEPT:
+            self._known.clear()
+        self._known[namespace] = time.monotonic(), found
+        return found
 
     def _tell(self, trouble: str) -> None:
         """Once, and again when it is another trouble, or over."""

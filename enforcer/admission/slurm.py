@@ -18,6 +18,7 @@ from enforcer.access import ADMIN, SCHEDULER, check_org, token_of
 from enforcer.admission.accounts_tree import AccountTree
 from enforcer.admission.desk import Desk
 from enforcer.bodies import answer, read_bytes
+from enforcer.callers import WAITED
 from enforcer.problems import Problem
 from ledger.admission import AdmissionRequest, Decision
 from ledger.admission_shapes import decision_shape
@@ -62,10 +63,12 @@ class SlurmApi:
         owner = owner_of(job.account, source.rules, parents)
         if owner is not None:
             check_org(token, owner[0])
-        asked, refusal = await self._request(job, source, owner)
+        until = self._desk.until(request.get(WAITED, 0.0))
+        asked, refusal = await self._request(job, source, owner, until)
         if refusal is not None:
-            return answer(decision_shape(await self._desk.refuse(asked, refusal, who=token.who, via="slurm")))
-        decision = await self._desk.decide(asked, who=token.who, via="slurm")
+            refused = await self._desk.refuse(asked, refusal, who=token.who, via="slurm", until=until)
+            return answer(decision_shape(refused))
+        decision = await self._desk.decide(asked, who=token.who, via="slurm", until=until)
         if request.transport is None:  # slurmctld waits for a fraction of a second only
             self._desk.unheard(asked, decision)
         if decision.allowed and job.replaces_hold and not asked.replaces:
@@ -75,7 +78,7 @@ class SlurmApi:
         return answer(decision_shape(decision))
 
     async def _request(
-        self, job: SlurmRequest, source: SlurmSource, owner: tuple[str, str] | None
+        self, job: SlurmRequest, source: SlurmSource, owner: tuple[str, str] | None, until: float
     ) -> tuple[AdmissionRequest, Decision | None]:
         org, project = owner or ("", "")
         held = _hold_of(job.replaces_hold, org)
@@ -98,20 +101,23 @@ class SlurmApi:
                 f"Nothing says what a job in partition {where[:80]} costs. Choose another, or ask an administrator."
             )
             return asked, Decision(False, Code.UNPRICED, reason)
-        return replace(asked, preset=await self._dearest(job.cluster, presets)), None
+        return replace(asked, preset=await self._dearest(job.cluster, presets, until)), None
 
-    async def _dearest(self, cluster: str, presets: Sequence[str]) -> str:
+    async def _dearest(self, cluster: str, presets: Sequence[str], until: float) -> str:
         """The preset whose hold does for all of them; one without a rate, if that is refused."""
         if len(presets) == 1:
             return presets[0]
-        with suppress(LedgerUnavailable, TimeoutError):
-            async with asyncio.timeout(self._desk.settings.decision_seconds / 2):
-                plan = await self._desk.ledger.admissions.plan(cluster)
-            if plan is not None:
-                table = plan.at(self._desk.ledger.clock())
-                unpriced = 0 if table.unpriced == "free" else MICRO_MAX
-                return max(presets, key=lambda preset: table.presets.get(preset, unpriced))
-        return presets[0]
+        admissions = self._desk.ledger.admissions
+        plan = admissions.plan_at_hand(cluster)
+        if not self._desk.aftermath.is_away:
+            with suppress(LedgerUnavailable, TimeoutError):
+                async with asyncio.timeout_at(until - self._desk.settings.decision_seconds / 2):
+                    plan = await admissions.plan(cluster)
+        if plan is None:
+            return presets[0]
+        table = plan.at(self._desk.ledger.clock())
+        unpriced = 0 if table.unpriced == "free" else MICRO_MAX
+        return max(presets, key=lambda preset: table.presets.get(preset, unpriced))
 
 
 def _hold_of(hold_id: str | None, org: str) -> str | None:
