@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Raw, Struct, field
 
 T = TypeVar("T")
 
@@ -33,8 +32,9 @@ Time = Annotated[
 AskedTime = Annotated[str, said(format="date-time", examples=["2026-12-01T00:00:00Z"])]
 """RFC 3339 with any offset, from 1970 to 2255."""
 AskedCredits = Annotated[
-    Decimal,
+    Raw,
     said(
+        type=["string", "number"],
         description="More than 0: a decimal as text (best), or a JSON number, which is read as a decimal too.",
         pattern=r"^(0|[1-9][0-9]{0,9})(\.[0-9]{1,6})?$",
         exclusiveMinimum=0,
@@ -42,22 +42,21 @@ AskedCredits = Annotated[
         examples=["100", "0.5"],
     ),
 ]
-AskedLimit = Annotated[
-    Decimal,
-    said(
-        description="A decimal as text (best), or a JSON number. 0 is zero.",
-        format="decimal",
-        pattern=r"^(0|[1-9][0-9]{0,9})(\.[0-9]{1,6})?$",
-        minimum=0,
-        maximum=9_007_199_254,
-        examples=["250"],
-    ),
-]
+_LIMIT: Final[dict[str, Any]] = {
+    "description": "A decimal as text (best), or a JSON number. 0 is zero.",
+    "pattern": r"^(0|[1-9][0-9]{0,9})(\.[0-9]{1,6})?$",
+    "minimum": 0,
+    "maximum": 9_007_199_254,
+    "examples": ["250"],
+}
+AskedLimit = Annotated[Raw, said(type=["string", "number"], **_LIMIT)]
+MaybeLimit = Annotated[Raw, said(type=["string", "number", "null"], **_LIMIT)]
+"""With `msgspec.Raw` as its default factory; see `is_given`."""
 AskedChange = Annotated[
-    Decimal,
+    Raw,
     said(
+        type=["string", "number"],
         description="Not 0; below 0 takes back. A decimal as text (best), or a JSON number.",
-        format="decimal",
         pattern=r"^-?(0|[1-9][0-9]{0,9})(\.[0-9]{1,6})?$",
         minimum=-9_007_199_254,
         maximum=9_007_199_254,
@@ -79,6 +78,11 @@ IdempotencyKeyText = Annotated[
         examples=["invoice-2026-11"],
     ),
 ]
+
+
+def is_given(asked: Raw) -> bool:
+    """Whether a field that may be left out says something."""
+    return bytes(asked) not in (b"", b"null")
 
 
 class IdempotencyKey(Struct):

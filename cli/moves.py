@@ -30,9 +30,7 @@ def correct(org: str, amount: int, corrects: str, reason: str, key: str | None, 
         from ledger.money import format_micro
 
         await ledger.accounts.balance(org)  # says it when there is no such org
-        receipt = await ledger.corrections.correct(
-            org, amount, corrects=corrects, key=given, reason=reason, who=who()
-        )
+        receipt = await ledger.corrections.correct(org, amount, corrects=corrects, key=given, reason=reason, who=who())
         after = await ledger.accounts.balance(org)
         return correction_shape(org, receipt.record), receipt.replayed, format_micro(after.available_micro)
 

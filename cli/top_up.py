@@ -49,22 +49,16 @@ def show(org: str, as_json: bool) -> None:
 @click.option("--monthly-cap", type=Credits(), required=True, help="At most so many in a calendar month (UTC).")
 @click.option("--cool-down-minutes", type=float, default=60.0, show_default=True, help="From one order to the next.")
 @json_option
-def set_(
-    org: str, threshold: int, amount: int, monthly_cap: int, cool_down_minutes: float, as_json: bool
-) -> None:
+def set_(org: str, threshold: int, amount: int, monthly_cap: int, cool_down_minutes: float, as_json: bool) -> None:
     """Switch it on; where it was paused, it goes on. It charges the card that an owner saved with a purchase."""
     given = settings()
     payments = _sold(given)
 
     async def work() -> dict[str, Any]:
-        from decimal import Decimal
-
-        from console.top_up_api import AutoTopUpBody, check_terms
-        from ledger.money import format_micro
+        from console.top_up_api import make_terms
         from ledger.top_ups import TopUps, top_up_shape
 
-        below, buy, cap = (Decimal(format_micro(micro)) for micro in (threshold, amount, monthly_cap))
-        terms = check_terms(payments, AutoTopUpBody(below, buy, cap, cool_down_minutes), who())
+        terms = make_terms(payments, threshold, amount, monthly_cap, cool_down_minutes, True, who())
         async with open_ledger(given) as ledger:
             await ledger.accounts.balance(org)
             found = await TopUps(ledger.client, ledger.scripts).put(org, terms)

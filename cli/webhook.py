@@ -61,9 +61,7 @@ def webhook_make(
         if token is not None or shows_certificate:
             return token
         async with open_ledger(given) as ledger:
-            _, secret = await ledger.tokens.create(
-                "scheduler", note=f"API server of {source.cluster}", who=who()
-            )
+            _, secret = await ledger.tokens.create("scheduler", note=f"API server of {source.cluster}", who=who())
             return secret
 
     is_there = cert.exists() and key.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
@@ -113,7 +114,7 @@ def _read_group(at: At, group: str, places: dict[tuple[str, str], At] | None = N
 
 def _read_rate(at: At) -> int:
     try:
-        return parse_rate(values.decimal_text(at, "40.5"))
+        return parse_rate(Decimal(values.decimal_text(at, "40.5")))
     except (AmountError, Refused) as error:
         at.refuse(str(error))
         raise Unusable from None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from ledger.errors import InvalidRequest
-from ledger.money import AmountError, parse_credits
+from ledger.money import AmountError, read_credits
 
 T = TypeVar("T")
 BODY_MAX: Final = 4096
@@ -36,10 +35,10 @@ async def read_json(request: web.Request, kind: type[T], most: int = BODY_MAX) -
         raise web.HTTPBadRequest(text=f"The body is not JSON: {error}") from None
 
 
-def credits_of(name: str, value: Decimal) -> int:
+def credits_of(name: str, asked: msgspec.Raw) -> int:
     """Micro-credits. Raises: InvalidRequest."""
     try:
-        return parse_credits(str(value), name)
+        return read_credits(bytes(asked), name)
     except AmountError as error:
         raise InvalidRequest(str(error)) from None
 

@@ -21,7 +21,7 @@ from ledger.accounts import Accounts
 from ledger.clock import now_us
 from ledger.errors import InvalidRequest
 from ledger.money import format_micro
-from ledger.top_ups import Terms, TopUp, top_up_shape
+from ledger.top_ups import Terms, top_up_shape
 
 _EDIT: Final = ("admin", "owner")
 _SEE: Final = ("admin", "owner", "viewer")
@@ -40,27 +40,17 @@ class AutoTopUpBody(msgspec.Struct, forbid_unknown_fields=True):
     enabled: bool = True
 
 
-def check_terms(payments: Payments, body: AutoTopUpBody, who: str) -> Terms:
+def make_terms(
+    payments: Payments, threshold_micro: int, micro: int, cap_micro: int, cool_down_minutes: float, enabled: bool,
+    who: str,
+) -> Terms:  # fmt: skip
     """The terms as the ledger keeps them. Raises: InvalidRequest."""
-    micro = credits_of("credits", body.credits)
     if not payments.sells(micro):
         least, most = format_micro(payments.minimum_micro), format_micro(payments.maximum_micro)
         raise InvalidRequest(f"credits: {format_micro(micro)} are not sold at once; from {least} to {most} are")
-    if not 0 <= body.cool_down_minutes <= _MINUTES_MAX:
-        raise InvalidRequest(f"cool_down_minutes: {body.cool_down_minutes} is not from 0 to {_MINUTES_MAX} (31 days)")
-    return Terms(
-        credits_of("threshold", body.threshold), micro, credits_of("monthly_cap", body.monthly_cap),
-        int(body.cool_down_minutes * 60_000_000), body.enabled, who,
-    )  # fmt: skip
-
-
-async def set_terms(
-    till: Till, accounts: Accounts, org: str, body: AutoTopUpBody, who: str, address: str | None
-) -> TopUp:
-    """Set an org's terms; where it was paused, it goes on. Raises: UnknownOrg, InvalidRequest, LedgerUnavailable."""
-    terms = check_terms(till.settings, body, who)
-    await accounts.balance(org)  # says it where there is no such org
-    return await till.top_ups.put(org, terms, address)
+    if not 0 <= cool_down_minutes <= _MINUTES_MAX:
+        raise InvalidRequest(f"cool_down_minutes: {cool_down_minutes} is not from 0 to {_MINUTES_MAX} (31 days)")
+    return Terms(threshold_micro, micro, cap_micro, int(cool_down_minutes * 60_000_000), enabled, who)
 
 
 async def end_top_up(till: Till, org: str, who: str, address: str | None) -> None:
@@ -115,8 +105,13 @@ class TopUpApi:
     async def put(self, request: web.Request) -> web.Response:
         """Sets the terms; where it was paused, it goes on."""
         body = await read_json(request, AutoTopUpBody)
-        org, who, address = request.match_info["org"], self._who(request), self._address_of(request)
-        found = await set_terms(self.till, self._accounts, org, body, who, address)
+        org = request.match_info["org"]
+        terms = make_terms(
+            self.till.settings, credits_of("threshold", body.threshold), credits_of("credits", body.credits),
+            credits_of("monthly_cap", body.monthly_cap), body.cool_down_minutes, body.enabled, self._who(request),
+        )  # fmt: skip
+        await self._accounts.balance(org)  # says it where there is no such org
+        found = await self.till.top_ups.put(org, terms, self._address_of(request))
         return answer(top_up_shape(found, now_us()))
 
     async def delete(self, request: web.Request) -> web.Response:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Any, Final
 
 from aiohttp import web
@@ -13,10 +12,10 @@ from api.routes import Route
 from console.desk import CHANGE, Desk
 from console.pages import org_url
 from console.payments import Till
-from console.top_up_api import COOL_DOWN_MINUTES, AutoTopUpBody, end_top_up, set_terms
+from console.top_up_api import COOL_DOWN_MINUTES, end_top_up, make_terms
 from console.typed import typed_credits
 from ledger.errors import InvalidRequest
-from ledger.money import AmountError, format_micro
+from ledger.money import AmountError
 from ledger.notice_text import reason_text
 from ledger.top_ups import TopUp, top_up_shape
 
@@ -64,14 +63,16 @@ class TopUpPage:
         }
         values["enabled"] = "yes" if form.get("enabled") == "yes" else ""
         try:
-            body = AutoTopUpBody(
-                _credits(values, "threshold"), _credits(values, "credits"), _credits(values, "monthly_cap"),
-                _minutes(values["cool_down_minutes"]), bool(values["enabled"]),
+            terms = make_terms(
+                self._till.settings, _credits(values, "threshold"), _credits(values, "credits"),
+                _credits(values, "monthly_cap"), _minutes(values["cool_down_minutes"]), bool(values["enabled"]),
+                self._desk.caller(request).who,
             )  # fmt: skip
-            await set_terms(self._till, self._desk.ledger.accounts, org, body, **self._desk.signed(request))
+            await self._desk.ledger.accounts.balance(org)  # says it where there is no such org
+            await self._till.top_ups.put(org, terms, self._desk.address_of(request))
         except InvalidRequest as error:
             return await self._page(request, await self._till.top_ups.read(org), values, problem=str(error))
-        said = "Auto top-up is on." if body.enabled else "Auto top-up is off; its terms are kept."
+        said = "Auto top-up is on." if terms.enabled else "Auto top-up is off; its terms are kept."
         return self._desk.pages.redirect(request, org_url(org, "topup"), said)
 
     async def end(self, request: web.Request) -> web.Response:
@@ -117,9 +118,9 @@ def _values(found: TopUp, now: int) -> dict[str, str]:
     }
 
 
-def _credits(values: Mapping[str, str], name: str) -> Decimal:
+def _credits(values: Mapping[str, str], name: str) -> int:
     try:
-        return Decimal(format_micro(typed_credits(values[name])))
+        return typed_credits(values[name])
     except AmountError as error:
         raise InvalidRequest(f"{name}: {error}") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Final, TypeVar
@@ -14,7 +13,7 @@ from aiohttp.hdrs import CONTENT_ENCODING
 
 from enforcer.problems import Problem
 from ledger.clock import parse_time
-from ledger.money import AmountError, parse_credits
+from ledger.money import AmountError, read_credits
 from ledger.names import NAME_MAX, is_name
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -93,10 +92,10 @@ def required_name(field: str, value: str | None) -> str:
     return value
 
 
-def amount(field: str, value: Decimal) -> int:
+def amount(field: str, asked: msgspec.Raw) -> int:
     """Micro-credits. Raises: Problem 422."""
     try:
-        return parse_credits(str(value), field)
+        return read_credits(bytes(asked), field)
     except AmountError as error:
         raise Problem(422, "invalid", str(error)) from None
 

@@ -74,7 +74,7 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
         "tags": [{"name": name, "description": said} for name, said in TAGS.items() if name in used],
         "paths": paths,
         "components": {
-            "schemas": {name: _tidy(schema) for name, schema in schemas.items()},
+            "schemas": schemas,
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer", "description": "`act_...`, as `credits token` makes it"}
             },
@@ -117,7 +117,7 @@ def parameters_of(kind: Any) -> dict[str, tuple[bool, dict[str, Any]]]:
     if kind is None:
         return {}
     _, found = msgspec.json.schema_components([kind], ref_template=_REF)
-    schema = _tidy(found[kind.__name__])
+    schema = found[kind.__name__]
     return {name: (name in schema["required"], _given(one)) for name, one in schema["properties"].items()}
 
 
@@ -211,7 +211,7 @@ def _name(kind: Any) -> str:
 
 def _schema(kind: Any) -> dict[str, Any]:
     (schema,), _ = msgspec.json.schema_components([kind], ref_template=_REF)
-    return dict(_tidy(schema))
+    return dict(schema)
 
 
 def _given(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,15 +221,3 @@ def _given(schema: Mapping[str, Any]) -> dict[str, Any]:
         return dict(schema)
     rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
     return {**options[0], **rest} if len(options) == 1 else {"anyOf": options, **rest}
-
-
-def _tidy(schema: Any) -> Any:
-    """Decimals may be given as JSON numbers too."""
-    if isinstance(schema, list):
-        return [_tidy(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    tidy = {name: _tidy(value) for name, value in schema.items()}
-    if tidy.get("format") == "decimal" and tidy.get("type") == "string":
-        tidy["type"] = ["string", "number"]
-    return tidy

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from api import shapes
 from api.routes import Operation, Route
-from api.types import AskedLimit, AskedTime, Ordered, Page, Paging, said
+from api.types import AskedTime, MaybeLimit, Ordered, Page, Paging, is_given, said
 from enforcer.access import ADMIN, SEE, token_of
 from enforcer.bodies import amount, answer, paging, read_json, required_name, time
 from enforcer.headers import GIVES_ETAG, IfMatch, caller, etag, if_match, newest_first
@@ -30,7 +30,7 @@ class OrgBody(msgspec.Struct, forbid_unknown_fields=True):
     unlimited: bool | None = None
     contact: Annotated[str, said(maxLength=500)] | None = None
     policy: dict[str, Any] | None = None
-    credit_line: AskedLimit | None = None
+    credit_line: MaybeLimit = msgspec.field(default_factory=msgspec.Raw)
     """How far below zero it may go; 0: not at all."""
 
 
@@ -101,7 +101,7 @@ class OrgsApi:
             unlimited=body.unlimited,
             contact=body.contact,
             policy=body.policy,
-            credit_line_micro=None if body.credit_line is None else amount("credit_line", body.credit_line),
+            credit_line_micro=amount("credit_line", body.credit_line) if is_given(body.credit_line) else None,
         )
         after = await self._ledger.accounts.balance(org)
         shape = {**balance_shape(after), **org_shape(after)}

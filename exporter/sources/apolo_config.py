@@ -123,9 +123,7 @@ def _readable(decoder: msgspec.json.Decoder[_Priced], raw: msgspec.Raw, what: st
 
 def _rates(what: str, prices: Iterable[tuple[str, Decimal | None]]) -> dict[str, int]:
     try:
-        return {
-            name: parse_rate(str(price), f"the price of {what} {name!r}") for name, price in prices if price is not None
-        }
+        return {name: parse_rate(price, f"the price of {what} {name!r}") for name, price in prices if price is not None}
     except AmountError as error:
         raise SourceError(str(error)) from error
 

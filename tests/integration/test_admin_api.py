@@ -110,6 +110,32 @@ async def test_a_correction_over_http(api: Api) -> None:
     assert (await verify(api.ledger))["ok"]
 
 
+@pytest.mark.parametrize("text", ["1_000", "１２", "1e3", " 5", "+5", ".5", "1.0000000"])
+async def test_amounts_are_no_looser_than_they_are_described(api: Api, text: str) -> None:
+    calls = [
+        ("POST", "/v1/orgs/acme/grants", {"credits": text}),
+        ("POST", "/v1/orgs/acme/corrections", {"credits": text, "corrects": "k", "reason": "r"}),
+        ("POST", "/v1/transfers", {"from": "acme", "to": "globex", "credits": text}),
+        ("PUT", "/v1/orgs/acme/budgets/vision", {"credits": text}),
+        ("PUT", "/v1/orgs/acme", {"credit_line": text}),
+    ]
+    await api.give("acme", "100")
+    before = await api.ok("GET", "/v1/orgs/acme/balance")
+    for method, path, body in calls:
+        status, answered = await api.call(method, path, body, Idempotency_Key="loose")
+        assert (status, answered["code"]) == (422, "invalid"), (path, answered)
+        field = "credit_line" if "credit_line" in body else "credits"
+        assert answered["detail"].startswith(f"{field} {text!r} "), answered
+    assert before == await api.ok("GET", "/v1/orgs/acme/balance")
+
+
+async def test_a_credit_line_that_is_null_stays_as_it_is(api: Api) -> None:
+    await api.ok("PUT", "/v1/orgs/acme", {"credit_line": 7.5})
+    assert (await api.ok("PUT", "/v1/orgs/acme", {"credit_line": None, "contact": "x"}))["credit_line"] == "7.5"
+    assert (await api.ok("PUT", "/v1/orgs/acme", {"contact": "y"}))["credit_line"] == "7.5"
+    assert (await api.ok("PUT", "/v1/orgs/acme", {"credit_line": 0}))["credit_line"] == "0"
+
+
 async def test_a_transfer_over_http(api: Api) -> None:
     expires = format_time(now_us() + HOUR)
     await api.give("acme", "10", expires_at=expires)
