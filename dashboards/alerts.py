@@ -110,14 +110,25 @@ def _used(prefix: str, ratio: Metric, of: str) -> list[Alert]:
     return found
 
 
+def overdrawn(scope: Scope) -> str:
+    """The overdrafts that are more than the org's credit line."""
+    overdraft = each(OVERDRAFT, scope)
+    return f"{overdraft} > 0 unless on (org) ({overdraft} <= on (org) {each(CREDIT_LINE, scope)})"
+
+
+def firing(*severities: str) -> str:
+    """The alerts of this file that fire, of all severities or of some."""
+    names = "|".join(alert.name for alert in alerts() if not severities or alert.severity in severities)
+    return f'ALERTS{{alertname=~"{names}",alertstate="firing"}}'
+
+
 def _ledger() -> list[Alert]:
-    overdraft = each(OVERDRAFT, EVERYTHING)
     return [
         Alert(
             "CreditsOverdraft",
             "critical",
             "1m",
-            f"{overdraft} > 0 unless on (org) ({overdraft} <= on (org) {each(CREDIT_LINE, EVERYTHING)})",
+            overdrawn(EVERYTHING),
             "Org {{ $labels.org }} spent more than it may",
             "Org {{ $labels.org }} is {{ $value }} credits below zero.",
         ),
@@ -256,7 +267,7 @@ def alerts() -> list[Alert]:
         "the {{ $labels.period }} budget of {{ $labels.org }}/{{ $labels.project }}"
         "{{ with $labels.user }}, user {{ . }}{{ end }}"
     )
-    balance = f"what org {{{{ $labels.org }}}} had in the last {limits.PEAK_DAYS} days"
+    balance = "what org {{ $labels.org }} was given"
     return [
         *_runway(),
         *_used("CreditsBalanceUsed", BALANCE_USED, balance),

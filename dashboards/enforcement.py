@@ -12,10 +12,10 @@ from dashboards.tables import Column, counted, table
 from dashboards.units import (
     ANY_IS_BAD,
     ANY_IS_ODD,
-    BALANCE,
     COUNT,
     CREDITS,
     DECISION,
+    FREQUENCY,
     LATENCY,
     NEUTRAL,
     SECONDS,
@@ -90,7 +90,7 @@ def dashboard() -> PanelJson:
     reasons = [(trend(ADMISSIONS, scope, ["reason"], f'decision!="{ALLOWED}"'), "{{reason}}")]
     grid.line(
         9,
-        bars("Decisions", "Admission requests answered in each interval, by decision.", decisions, COUNT),
+        bars("Decisions by outcome", "Admission requests answered in each interval, by decision.", decisions, COUNT),
         bars("Refusals by reason", "Requests refused, or that would be in shadow mode, by reason.", reasons, COUNT),
         lines(
             "Time to decide",
@@ -122,13 +122,13 @@ def dashboard() -> PanelJson:
             "Failed sign-ins a minute",
             "Tokens that are unknown, expired or revoked, also in sign-ins: refused, or only told to come back later.",
             [(f"60 * sum by (outcome) (rate({AUTH_FAILURES.name}[$__rate_interval]))", "{{outcome}}")],
-            COUNT,
+            FREQUENCY,
         ),
     )
     late = f"({each(STAGE, scope)} > 0)"
     orgs = [
         Column("Stage", late, COUNT, STAGE_STEPS, mappings=named_values(STAGES)),
-        Column("Available", f"{each(AVAILABLE, scope)} and on (org) {late}", CREDITS, BALANCE),
+        Column("Available", f"{each(AVAILABLE, scope)} and on (org) {late}", CREDITS),
         Column("Runway", f"{each(RUNWAY, scope)} and on (org) {late}", SECONDS, RUNWAY_STEPS),
     ]
     holds = [

@@ -65,7 +65,7 @@ def dashboard() -> PanelJson:
             ANY_IS_BAD,
         ),
         stat(
-            "Charged up to",
+            "Lag",
             "How old the instant is up to which the latest source is charged. The totals of all dashboards end there.",
             gauge(METER_LAG, scope, how="max"),
             SECONDS,
@@ -118,7 +118,7 @@ def dashboard() -> PanelJson:
             none="not checked",
         ),
         stat(
-            "Last check",
+            "Since the last check",
             "How long ago the ledger's totals were checked against their parts.",
             f"time() - {gauge(LEDGER_VERIFIED, scope, how='max')}",
             SECONDS,
@@ -152,7 +152,7 @@ def dashboard() -> PanelJson:
             DOWN_UP,
         ),
         lines(
-            "Lag",
+            "Lag by source",
             "How far behind the charges of each source are. The line is where the alert fires.",
             [(each(METER_LAG, scope), "{{source}}")],
             SECONDS,
@@ -187,8 +187,11 @@ def dashboard() -> PanelJson:
     rows = total(UNBILLABLE, scope, UNBILLABLE.labels)
     keys = UNPRICED.labels
     grid.line(
-        9,
-        (table("Sources", "Every source now. The colours change where the alerts fire.", ["source"], sources), 12),
+        7,
+        table("Sources now", "Every source now. The colours change where the alerts fire.", ["source"], sources),
+    )
+    grid.line(
+        8,
         (
             table(
                 "Could not be charged",
@@ -196,7 +199,7 @@ def dashboard() -> PanelJson:
                 UNBILLABLE.labels,
                 [counted("Workloads", rows)],
             ),
-            6,
+            12,
         ),
         (
             table(
@@ -205,7 +208,7 @@ def dashboard() -> PanelJson:
                 keys,
                 [counted("Running", f"{gauge(UNPRICED, scope, keys)} > 0")],
             ),
-            6,
+            12,
         ),
     )
     about = "Whether what the other dashboards show is complete and fresh."

@@ -31,12 +31,6 @@ class Grid:
         self._y += height
         return self
 
-    def heading(self, title: str) -> Grid:
-        """A heading across the grid, above the lines that follow."""
-        self._place({"type": "row", "title": title, "collapsed": False, "panels": []}, 0, COLUMNS, 1)
-        self._y += 1
-        return self
-
     def _place(self, panel: PanelJson, x: int, width: int, height: int) -> None:
         number = len(self.panels) + 1
         where = {"x": x, "y": self._y, "w": width, "h": height}

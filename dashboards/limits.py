@@ -25,7 +25,7 @@ NEAR: Final = "2h"
 FAR: Final = "14d"
 """How far back the hourly checkpoints are looked for: a range that starts or ends in a longer outage is not known."""
 PEAK_DAYS: Final = 30
-"""The balance that a share used up refers to is the highest of so many days."""
+"""What a share used up refers to is no less than the most that was available in so many days."""
 
 EXPORTER_JOB: Final = "credits-exporter"
 ENFORCER_JOB: Final = "credits-enforcer"

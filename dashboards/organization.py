@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dashboards import page as p
+from dashboards.alerts import overdrawn
 from dashboards.figures import EXACT, apps, budgets, burn_lines, burning, resources, spenders, spent, spent_bars
 from dashboards.layout import Grid, PanelJson
+from dashboards.limits import PEAK_DAYS
 from dashboards.panels import lines, ranking, stat
-from dashboards.promql import changed, gauge, named, total
+from dashboards.promql import changed, each, gauge, named, total
 from dashboards.recorded import BALANCE_USED, RUNWAY
 from dashboards.tables import Column, table
 from dashboards.units import (
-    ANY_IS_BAD,
-    BALANCE,
+    ALL_BAD,
+    ALL_WELL,
     COUNT,
     CREDITS,
     MOMENT,
@@ -47,17 +49,21 @@ def dashboard() -> PanelJson:
     """The dashboard's JSON."""
     variables = [p.Variable("cluster", several=True), p.Variable("org")]
     scope = p.scope(variables)
+    available = each(AVAILABLE, scope)
+    used_up = f"{available} + on (org) {each(CREDIT_LINE, scope)} <= 0"
+    beyond_line = overdrawn(scope)
     grid = Grid()
     grid.line(
         4,
         stat(
             "Available",
-            "Credits the org can still spend on new work: granted less taken back, expired, spent and held. Of all "
-            "clusters.",
-            gauge(AVAILABLE, scope),
+            "Granted less taken back, expired, spent and held, on all clusters. It turns red where new work is "
+            "refused: at nothing, or as far below zero as the org's credit line goes.",
+            f"{available} unless on (org) ({used_up})",
             CREDITS,
-            BALANCE,
+            ALL_WELL,
             none="unlimited",
+            instead=[(f"{available} and on (org) ({used_up})", ALL_BAD)],
         ),
         stat(
             "Runway",
@@ -71,8 +77,8 @@ def dashboard() -> PanelJson:
         spent(scope, "this org"),
         stat(
             "Used up",
-            "Share of the most the org had available in the last 30 days that is gone now, also by refunds and "
-            "transfers.",
+            "Share of what the grants gave that still have something left that is gone now, also by refunds and "
+            f"transfers; or of the most that was available in the last {PEAK_DAYS} days, where that was more.",
             gauge(BALANCE_USED, scope, how="max"),
             SHARE,
             USED,
@@ -111,11 +117,13 @@ def dashboard() -> PanelJson:
         stat("Open holds", "Admitted work not yet charged.", gauge(HOLDS, scope), COUNT, none="none"),
         stat(
             "Overdraft",
-            "Credits spent beyond what was granted. The alert fires once that is more than the org's credit line.",
-            gauge(OVERDRAFT, scope),
+            "Credits spent beyond what was granted. It turns red where the alert fires: once that is more than the "
+            "org's credit line.",
+            f"{each(OVERDRAFT, scope)} unless on (org) ({beyond_line})",
             CREDITS,
-            ANY_IS_BAD,
+            ALL_WELL,
             none="none",
+            instead=[(beyond_line, ALL_BAD)],
         ),
         stat(
             "Credit line",

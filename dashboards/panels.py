@@ -23,6 +23,8 @@ NOT_KNOWN = "not known"
 TREND_STEP = "1h"
 """Trends of counters are differences of hourly checkpoints: no finer step."""
 TREND_POINTS = 90
+BY_NAME = {"mode": "palette-classic-by-name"}
+"""A series has the same colour wherever its name is shown, whatever else is in the panel."""
 
 
 def plain(thing: Any) -> Any:
@@ -96,18 +98,33 @@ def stat(
     none: str = NOT_KNOWN,
     mappings: Sequence[PanelJson] = (),
     link: PanelJson | None = None,
+    instead: Sequence[tuple[str, Steps]] = (),
 ) -> PanelJson:
-    """A big number, as of the end of the time range."""
+    """A big number, as of the end of the time range.
+
+    `instead`: further expressions with colours of their own, for a colour that hangs on more than the number. At any
+    time only one of all expressions has an answer.
+    """
     links = {"links": [link]} if link else {}
+    overrides = [
+        {
+            "matcher": {"id": "byFrameRefID", "options": ref},
+            "properties": [{"id": "thresholds", "value": {"mode": "absolute", "steps": own}}],
+        }
+        for ref, (_, own) in zip(ascii_uppercase[1:], instead, strict=False)
+    ]
     extra = {
-        "fieldConfig": {"defaults": defaults(unit, steps, color={"mode": "thresholds"}, **links)},
+        "fieldConfig": {
+            "defaults": defaults(unit, steps, color={"mode": "thresholds"}, **links),
+            "overrides": overrides,
+        },
         "options": {"wideLayout": True, "showPercentChange": False},
     }
     return panel(
         Stat,
         title,
         description,
-        targets([(expr, legend)], instant=True),
+        targets([(expr, legend), *((other, legend) for other, _ in instead)], instant=True),
         extra,
         graphMode="none",
         colorMode="value",
@@ -135,7 +152,7 @@ def lines(
     marks = "line" if len(steps) > 1 else "off"
     custom = {"axisBorderShow": False, "insertNulls": False, "axisCenteredZero": False, "axisColorMode": "text"}
     extra = {
-        "fieldConfig": {"defaults": defaults(unit, steps, custom=custom)},
+        "fieldConfig": {"defaults": defaults(unit, steps, custom=custom, color=BY_NAME)},
         "options": {"tooltip": {"mode": "multi", "sort": "desc"}},
     }
     return panel(
@@ -164,7 +181,7 @@ def bars(title: str, description: str, exprs: Sequence[tuple[str, str]], unit: U
     """What counters grew by in each interval, stacked; each bar ends at its time."""
     custom = {"axisBorderShow": False, "insertNulls": False, "axisCenteredZero": False, "axisColorMode": "text"}
     extra = {
-        "fieldConfig": {"defaults": defaults(unit, NEUTRAL, custom=custom)},
+        "fieldConfig": {"defaults": defaults(unit, NEUTRAL, custom=custom, color=BY_NAME)},
         "options": {"tooltip": {"mode": "multi", "sort": "desc"}},
     }
     note = " Each bar is what was added up to its time since the bar before, in whole hours, to within a minute."
@@ -192,7 +209,7 @@ def bars(title: str, description: str, exprs: Sequence[tuple[str, str]], unit: U
 def share(title: str, description: str, expr: str, legend: str, unit: Unit) -> PanelJson:
     """Parts of a whole as a ring."""
     extra = {
-        "fieldConfig": {"defaults": defaults(unit, NEUTRAL)},
+        "fieldConfig": {"defaults": defaults(unit, NEUTRAL, color=BY_NAME)},
         "options": {"displayLabels": [], "legend": {"showLegend": True}, "tooltip": {"sort": "none"}},
     }
     return panel(

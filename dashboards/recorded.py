@@ -18,8 +18,11 @@ STORAGE_BY_CLASS: Final = Metric(
 RUNWAY: Final = Metric(
     "credits:runway:seconds", "gauge", ("org",), "Time until an org's credits run out; absent while nothing burns."
 )
-BALANCE_PEAK: Final = Metric(
-    "credits:available:peak", "gauge", ("org",), "The most that was available to an org in the last 30 days."
+BALANCE_FULL: Final = Metric(
+    "credits:balance:full",
+    "gauge",
+    ("org",),
+    "What the grants gave that have something left, or the most available in the last 30 days, if that was more.",
 )
 BALANCE_USED: Final = Metric("credits:balance_used:ratio", "gauge", ("org",), "Share of that which is used up now.")
 BUDGET_USED: Final = Metric(

@@ -7,7 +7,7 @@ from typing import Any
 from dashboards.limits import CHECKPOINT_MINUTE, PEAK_DAYS
 from dashboards.promql import Scope, by, checkpoint, each, gauge
 from dashboards.recorded import (
-    BALANCE_PEAK,
+    BALANCE_FULL,
     BALANCE_USED,
     BUDGET_USED,
     BURN_BY_ORG,
@@ -24,6 +24,7 @@ from exporter.metric_names import (
     EXHAUSTION,
     EXPIRED,
     GRANTED,
+    GRANTED_IN_USE,
     LEDGER_EPOCH,
     RESTORED,
     SPENT,
@@ -60,11 +61,13 @@ def _sums() -> list[dict[str, str]]:
 def _shares() -> list[dict[str, str]]:
     now = each(AVAILABLE, EVERYTHING)
     highest = f"max_over_time({checkpoint(AVAILABLE)}[{PEAK_DAYS}d])"
+    # Of a name each, so that `or` does not take the one for the other.
+    given = f'{{__name__=~"{AVAILABLE.name}|{GRANTED_IN_USE.name}"}}'
     limit, left = each(BUDGET_LIMIT, EVERYTHING), each(BUDGET_REMAINING, EVERYTHING)
     return [
         {"record": RUNWAY.name, "expr": f"clamp_min({each(EXHAUSTION, EVERYTHING)} - time(), 0)"},
-        {"record": BALANCE_PEAK.name, "expr": f"max by (org) ({highest} or {AVAILABLE.name})"},
-        {"record": BALANCE_USED.name, "expr": f"1 - {now} / ({BALANCE_PEAK.name} > 0)"},
+        {"record": BALANCE_FULL.name, "expr": f"max by (org) ({highest} or {given})"},
+        {"record": BALANCE_USED.name, "expr": f"1 - {now} / ({BALANCE_FULL.name} > 0)"},
         {"record": BUDGET_USED.name, "expr": f"1 - {left} / ({limit} > 0)"},
     ]
 

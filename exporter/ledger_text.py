@@ -50,6 +50,7 @@ class LedgerText:
         yield m.WITHDRAWN, [((b.org,), credits_text(b.withdrawn_micro)) for b in balances]
         yield m.RESTORED, [((b.org,), credits_text(b.restored_micro)) for b in balances]
         limited = [b for b in balances if not b.unlimited]
+        yield m.GRANTED_IN_USE, [((b.org,), credits_text(view.in_use.get(b.org, 0))) for b in limited]
         yield m.AVAILABLE, [((b.org,), credits_text(b.available_micro)) for b in limited]
         yield m.HELD, [((b.org,), credits_text(b.held_micro)) for b in balances]
         yield m.OVERDRAFT, [((b.org,), credits_text(b.overdraft_micro)) for b in limited]

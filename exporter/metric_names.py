@@ -23,6 +23,12 @@ SPENT: Final = Metric(
 GRANTED: Final = Metric(
     "credits_granted_total", "counter", ("org", "source"), "Credits granted, by source of the grant."
 )
+GRANTED_IN_USE: Final = Metric(
+    "credits_granted_in_use",
+    "gauge",
+    ("org",),
+    "Credits that the grants in force gave of which something is left; absent where credits are unlimited.",
+)
 AVAILABLE: Final = Metric(
     "credits_available", "gauge", ("org",), "Credits granted - expired - spent - held; absent where they are unlimited."
 )

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
+from exporter.books import Books
 from exporter.health import LedgerHealth, SourceHealth
-from exporter.rounds import Books
 from ledger.accounts import Balance
 from ledger.budget_store import BudgetState
 from ledger.errors import CreditsError, LedgerUnavailable
+from ledger.grant_list import granted_in_use
 from ledger.model import RatePlan
 from ledger.org_state import OrgState
 
@@ -29,6 +30,8 @@ class View:
         """(org, budget)"""
         self.unbillable: Mapping[tuple[str, str], int] = {}
         """(source, reason) -> how many."""
+        self.in_use: Mapping[str, int] = {}
+        """Micro-credits by org that the grants gave of which something is left."""
         self.orphans: Mapping[str, int] = {}
         """Holds by org whose workloads are metered already, so that they are set aside for twice."""
         self._books = books
@@ -78,6 +81,9 @@ class View:
         balances = await ledger.accounts.balances()
         orgs = [balance.org for balance in balances]
         budgets = await asyncio.gather(*(ledger.budgets.states(org) for org in orgs))
+        limited = [balance for balance in balances if not balance.unlimited]
+        given = await asyncio.gather(*(granted_in_use(ledger, b.org, b.at_us) for b in limited))
+        self.in_use = {balance.org: micro for balance, micro in zip(limited, given, strict=True)}
         holding = [balance.org for balance in balances if balance.holds]
         held = await asyncio.gather(*(ledger.charging.held_workloads(org) for org in holding))
         orphans = dict.fromkeys(orgs, 0)

@@ -12,7 +12,7 @@ from ledger import keys
 from ledger.accounts import GrantReceipt, GrantRecord
 from ledger.connect import again
 from ledger.errors import InvalidRequest
-from ledger.money import format_micro
+from ledger.money import format_micro, parse_credits
 from ledger.shapes import grant_shape
 from ledger.store import Ledger
 
@@ -79,6 +79,23 @@ async def grants_page(
     return states, page[-1] if len(places) > start + limit else None
 
 
+async def granted_in_use(ledger: Ledger, org: str, at_us: int) -> int:
+    """Micro-credits that those grants gave, less what corrections took of them, that are in force and not used up.
+
+    Raises: LedgerUnavailable.
+    """
+    names = keys.of_org(org)
+    client: Any = ledger.client
+    purse = await again(partial(client.hgetall, names.purse))
+    in_force = [key for key, entry in purse.items() if _parsed(entry, at_us)[1] == IN_FORCE]
+    if not in_force:
+        return 0
+    records = await again(partial(client.hmget, names.grants, in_force))
+    corrected = await again(partial(client.hmget, names.corrected, in_force))
+    given = (parse_credits(msgspec.json.decode(data, type=GrantRecord).credits) for data in records)
+    return sum(given) + sum(min(0, int(micro or 0)) for micro in corrected)
+
+
 async def _places(client: Any, name: str) -> list[tuple[str, str]]:
     """(when it was given, key) of all grants, read a part at a time: decisions on admission are not to wait for it."""
     found: dict[str, str] = {}
@@ -108,6 +125,12 @@ def grant_state_shape(org: str, found: GrantState) -> dict[str, Any]:
 def _state(record: GrantRecord, entry: bytes | None, corrected: int, now: int) -> GrantState:
     if entry is None:
         return GrantState(record, 0, corrected, USED_UP)
+    remaining, state = _parsed(entry, now)
+    return GrantState(record, remaining, corrected, state)
+
+
+def _parsed(entry: bytes, now: int) -> tuple[int, str]:
+    """(micro-credits left, state) of a purse's entry."""
     starts, expires, remaining = entry.split(b"|", 3)[:3]
     state = EXPIRED if expires and int(expires) <= now else NOT_YET if int(starts) > now else IN_FORCE
-    return GrantState(record, int(remaining), corrected, state)
+    return int(remaining), state

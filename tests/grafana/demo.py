@@ -20,14 +20,14 @@ RATES = {"cpu-small": 1.0, "cpu-large": 6.0, "gpu-small": 12.0, "gpu-large": 40.
 STORAGE_RATE = 0.0001
 USERS = {
     ("acme", "vision"): ("ann", "bob", "carla"),
-    ("acme", "speech"): ("dmitri", "ann"),
+    ("acme", "audio"): ("david", "ann"),
     ("acme", "robotics"): ("emma",),
-    ("globex", "forecast"): ("farid", "grace"),
-    ("globex", "pricing"): ("hiro",),
+    ("umbrella", "forecast"): ("farid", "grace"),
+    ("umbrella", "pricing"): ("hiro",),
     ("initech", "reports"): ("ivan", "jane"),
 }
-GRANTS = {"acme": ((0, 30_000.0), (5, 20_000.0)), "globex": ((0, 16_000.0),), "initech": ((0, 5_000.0),)}
-BUDGETS = {("acme", "vision", ""): 28_000.0, ("acme", "speech", ""): 14_000.0, ("acme", "vision", "ann"): 8_000.0}
+GRANTS = {"acme": ((0, 30_000.0), (5, 20_000.0)), "umbrella": ((0, 16_000.0),), "initech": ((0, 5_000.0),)}
+BUDGETS = {("acme", "vision", ""): 28_000.0, ("acme", "audio", ""): 14_000.0, ("acme", "vision", "ann"): 8_000.0}
 
 Running = dict[tuple[str, str, str, str, str], int]
 """Jobs by cluster, org, project, user, preset."""
@@ -68,7 +68,7 @@ def week() -> Families:
             for user in users:
                 for preset, base in (("cpu-small", 6), ("cpu-large", 2.4), ("gpu-small", 1.6), ("gpu-large", 0.9)):
                     key = ("hpc" if preset.startswith("cpu") or org == "acme" else "cloud", org, project, user, preset)
-                    scale = {"acme": 1.0, "globex": 0.8, "initech": 0.35}[org]
+                    scale = {"acme": 1.0, "umbrella": 0.8, "initech": 0.35}[org]
                     wanted = _load(hour, int(day), base * scale)
                     if chance.random() < 0.06:
                         running[key] = max(0, round(chance.gauss(wanted, wanted / 2)))

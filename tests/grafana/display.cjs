@@ -1,7 +1,7 @@
 // Runs panels' transformations and field settings with Grafana's own library.
-// stdin:  {mode: "dark" or "light", panels: [{frames: [{refId, fields: [{name, type, values}]}],
+// stdin:  {mode: "dark" or "light", series: [name], panels: [{frames: [{refId, fields: [{name, type, values}]}],
 //          transformations, fieldConfig}]}
-// stdout: {theme: {part: colour}, palette: [colour], panels: [{columns: [name],
+// stdout: {theme: {part: colour}, series: {name: colour}, panels: [{columns: [name],
 //          rows: [[text as Grafana writes it]], colors: [[colour]]}]}
 "use strict";
 
@@ -54,7 +54,7 @@ async function display({ frames, transformations, fieldConfig }, theme) {
     theme,
     timeZone: "utc",
   });
-  const table = shown[0] ?? { fields: [], length: 0 };
+  const table = shown.find((frame) => frame.length) ?? shown[0] ?? { fields: [], length: 0 };
   const fields = table.fields;
   const cells = Array.from({ length: table.length }, (_, row) => fields.map((f) => f.display(f.values[row])));
   return {
@@ -77,13 +77,20 @@ function parts({ colors, visualization }) {
   };
 }
 
+// The colours of series by their names, as charts of the mode `palette-classic-by-name` have them.
+function named(names, theme) {
+  const mode = grafana.fieldColorModeRegistry.get("palette-classic-by-name");
+  const colour = (name) => mode.getCalculator({ name, type: "number", config: {}, values: [] }, theme)(0, 0);
+  return Object.fromEntries(names.map((name) => [name, colour(name)]));
+}
+
 async function main() {
   const chunks = [];
   for await (const chunk of process.stdin) chunks.push(chunk);
-  const { mode, panels } = JSON.parse(Buffer.concat(chunks).toString("utf-8"));
+  const { mode, series = [], panels } = JSON.parse(Buffer.concat(chunks).toString("utf-8"));
   const theme = grafana.createTheme({ colors: { mode } });
   const shown = await Promise.all(panels.map((panel) => display(panel, theme)));
-  process.stdout.write(JSON.stringify({ theme: parts(theme), palette: theme.visualization.palette.map(theme.visualization.getColorByName), panels: shown }));
+  process.stdout.write(JSON.stringify({ theme: parts(theme), series: named(series, theme), panels: shown }));
 }
 
 main();

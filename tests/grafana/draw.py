@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,8 +13,8 @@ from ledger.clock import from_us
 from ledger.money import MICRO
 from tests.prometheus_lab import DAY, Labels
 
-Colours = Sequence[str]
-"""Of series, by their place."""
+Colours = Mapping[str, str]
+"""Of series, by their names."""
 Row = list[tuple[float, float]]
 Series = list[tuple[str, Row]]
 Span = tuple[float, float]
@@ -148,12 +148,12 @@ def chart(
     letters = max(len(short(floor + (top - floor) * part / 4, defaults["unit"])) for part in range(5))
     frame = Frame(span, floor, top, size[0] - 16, size[1] - 62, left=max(74, letters * 6 + 10))
     drawn = frame.axes(defaults["unit"])
-    for number, (_, row, low) in enumerate(layers):
+    for name, row, low in layers:
         shapes = _bars if custom["drawStyle"] == "bars" else _lines
-        drawn += shapes(frame, custom, row, low, colours[number % len(colours)])
+        drawn += shapes(frame, custom, row, low, colours[name])
     for step in limits:
         drawn.append(_line(frame.left, frame.width, frame.y(step["value"]), f"var(--{step['color']})", "6 4"))
-    names = [(name, colours[i % len(colours)]) for i, (name, _) in enumerate(series)]
+    names = [(name, colours[name]) for name, _ in series]
     return _svg(frame.width, frame.height, drawn) + legend(names[:9])
 
 
@@ -201,10 +201,9 @@ def ring(parts: list[tuple[str, float, str]], size: tuple[int, int], colours: Co
     half = min(size[1] - 50, size[0] // 2 - 20) / 2
     centre, radius = (half + 12, (size[1] - 34) / 2), half * 0.8
     drawn, rows, angle = [], [], -math.pi / 2
-    places = {name: number for number, name in enumerate(sorted(name for name, _, _ in parts))}
     for name, value, text in sorted(parts, key=lambda part: -part[1]):
         turn = min(value / whole, 0.9999) * 2 * math.pi
-        colour = colours[places[name] % len(colours)]
+        colour = colours[name]
         ends = [
             f"{centre[0] + radius * math.cos(at):.1f},{centre[1] + radius * math.sin(at):.1f}"
             for at in (angle, angle + turn)

@@ -46,9 +46,9 @@ CHOICES = {
 COLUMN, ROW, HEAD = 1280 / 24, 38, 44
 
 
-def display(panels: list[dict[str, Any]], mode: str) -> dict[str, Any]:
+def display(panels: list[dict[str, Any]], series: list[str], mode: str) -> dict[str, Any]:
     """What Grafana's library makes of panels' frames, and its colours, of a mode: `dark` or `light`."""
-    asked = json.dumps({"mode": mode, "panels": panels})
+    asked = json.dumps({"mode": mode, "panels": panels, "series": series})
     done = subprocess.run(["node", str(HERE / "display.cjs")], input=asked, capture_output=True, text=True, check=True)
     shown: dict[str, Any] = json.loads(done.stdout)
     return shown
@@ -133,7 +133,8 @@ def page(server: Prometheus, made: dict[str, Any], mode: str) -> tuple[str, int]
     """A dashboard as an HTML page in a mode, `dark` or `light`, and its height."""
     found = [answers(server, panel, made["uid"]) for panel in made["panels"]]
     panels = [_fields(panel, rows) for panel, rows in zip(made["panels"], found, strict=True)]
-    shown = display(panels, mode)
+    names = {draw.legend_text(query["legendFormat"], key) for one in found for query, rows in one for key in rows}
+    shown = display(panels, sorted(names), mode)
     colours = "".join(f"--{part}:{colour};" for part, colour in shown["theme"].items())
     title = html.escape(made["title"])
     out = [f"<meta charset=utf-8><style>:root{{{colours}}}{draw.STYLE}</style><h1>{title}</h1>"]
@@ -143,7 +144,7 @@ def page(server: Prometheus, made: dict[str, Any], mode: str) -> tuple[str, int]
         size = (int(place["w"] * COLUMN) - 6, place["h"] * ROW - 6)
         left, top = int(place["x"] * COLUMN) + 3, place["y"] * ROW + HEAD
         low = max(low, top + size[1] + 8)
-        content = inside(panel, rows, texts, size, shown["palette"])
+        content = inside(panel, rows, texts, size, shown["series"])
         out.append(
             f'<div class=panel style="left:{left}px;top:{top}px;width:{size[0]}px;height:{size[1]}px">'
             f"<div class=title>{html.escape(panel['title'])}</div>{content}</div>"
@@ -155,7 +156,7 @@ def _fields(panel: dict[str, Any], found: list[Any]) -> dict[str, Any]:
     """What Grafana's library needs of a panel; of one with a time axis, nothing."""
     instant = [one for one in found if one[0]["instant"]]
     setting = panel["fieldConfig"]
-    if panel["type"] != "table":
+    if panel["type"] not in ("table", "stat"):
         setting = {**setting, "overrides": []}
     return {"frames": frames(panel, instant), "transformations": panel["transformations"], "fieldConfig": setting}
 

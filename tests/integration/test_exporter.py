@@ -22,8 +22,8 @@ from config.settings import AdmissionSettings, ExporterSettings
 from config.sources import JsonSource
 from config.values import Address
 from exporter.app import exporting, run_once, serve
+from exporter.books import Books
 from exporter.retire import retire_idle, retire_old
-from exporter.rounds import Books
 from exporter.server import CannotListen
 from ledger import keys
 from ledger.admission import AdmissionRequest
@@ -114,6 +114,7 @@ async def test_a_scrape_shows_the_ledgers_figures(
     assert value(series, "credits_spent_total", **{**ANN, "user": "bob"}, **app) == 43
     assert value(series, "credits_granted_total", org="acme", source="gift") == Decimal("5.123457")
     assert value(series, "credits_granted_total", org="acme", source="provision") == 100
+    assert value(series, "credits_granted_in_use", org="acme") == Decimal("105.123457")
     assert value(series, "credits_overdraft", org="acme") == 0
     assert value(series, "credits_credit_line", org="acme") == 20
     held = value(series, "credits_held", org="acme")
@@ -147,7 +148,7 @@ async def test_an_org_without_limits_has_no_balance_that_could_run_out(
         await until(lambda: _is_ready(exporter.url))
         series = await scrape(exporter.url)
     assert value(series, "credits_spent_total", **ANN, resource="small") == 1
-    for name in ("credits_available", "credits_overdraft", "credits_credit_line"):
+    for name in ("credits_available", "credits_granted_in_use", "credits_overdraft", "credits_credit_line"):
         assert value(series, name, org="acme") is None
 
 

@@ -105,6 +105,18 @@ def test_a_panel_with_values_has_unit_decimals_and_steps(made: dict[str, Any], p
             assert {"unit", "decimals"} <= shown[heading]
 
 
+@each_panel
+def test_a_series_has_its_colour_by_its_name(made: dict[str, Any], panel: dict[str, Any]) -> None:
+    if panel["type"] in ("timeseries", "piechart"):
+        assert panel["fieldConfig"]["defaults"]["color"] == {"mode": "palette-classic-by-name"}
+
+
+@each_dashboard
+def test_two_panels_of_a_kind_have_not_one_title(made: dict[str, Any]) -> None:
+    titles = [(panel["type"], panel["title"]) for panel in made["panels"]]
+    assert len(set(titles)) == len(titles)
+
+
 @each_dashboard
 def test_panels_do_not_overlap_and_leave_no_hole(made: dict[str, Any]) -> None:
     taken: set[tuple[int, int]] = set()
@@ -206,7 +218,12 @@ def test_every_metric_in_a_query_is_exported_or_recorded() -> None:
         used |= set(re.findall(r"\bcredits[_:][a-z_:]+", expr))
     assert used <= known
     # What the contract has and nobody looks at is a report that is missing.
-    alerted = {metric_names.AVAILABLE.name, metric_names.BUDGET_LIMIT.name, metric_names.PAYMENTS_REFUSED.name}
+    alerted = {
+        metric_names.AVAILABLE.name,
+        metric_names.GRANTED_IN_USE.name,
+        metric_names.BUDGET_LIMIT.name,
+        metric_names.PAYMENTS_REFUSED.name,
+    }
     unseen = set(exported) - used - alerted - {metric_names.ADMISSION_DURATION.name, metric_names.EXHAUSTION.name}
     assert unseen <= set()
 

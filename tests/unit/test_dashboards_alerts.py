@@ -12,9 +12,10 @@ import yaml
 
 from dashboards import limits, units
 from dashboards.alerts import alert_rules, alerts
-from dashboards.build import build
+from dashboards.build import all_dashboards, build
 from dashboards.rules import recording_rules
 from exporter.metric_names import EXCEPTED
+from tests.prometheus_lab import as_grafana
 
 ROOT = Path(__file__).parents[2]
 RULES = {rule["alert"]: rule for rule in alert_rules("docs/runbook.md")["groups"][0]["rules"]}
@@ -120,6 +121,15 @@ FIRES: dict[str, Case] = {
     ),
 }
 ALSO: list[tuple[str, Case]] = [
+    (
+        # Of a grant of long ago: what there was in the last 30 days says nothing of it.
+        "CreditsBalanceUsed50",
+        (
+            _series("credits_granted_in_use", "1000x120", **ORG) | _series("credits_available", "500x120", **ORG),
+            "90m",
+            ORG,
+        ),
+    ),
     (
         "CreditsOverdraft",
         (
@@ -265,6 +275,95 @@ def test_checkpoints_are_recorded_late_in_each_hour_and_see_what_came_before_an_
         for at, found in wanted.items()
     ]
     _promtool(tmp_path, [{"interval": "1m", "input_series": _input(series), "promql_expr_test": checks}])
+
+
+def _asked(uid: str, title: str) -> list[tuple[str, str]]:
+    """What a panel asks, and the first colour that is shown for it."""
+    made = next(one for one in all_dashboards() if one["uid"] == uid)
+    panel = next(one for one in made["panels"] if one["title"] == title)
+    found = panel["fieldConfig"]
+    colours = {
+        override["matcher"]["options"]: override["properties"][0]["value"]["steps"][0]["color"]
+        for override in found["overrides"]
+    }
+    first = found["defaults"]["thresholds"]["steps"][0]["color"]
+    return [
+        (as_grafana(target["expr"], {"org": "acme", "cluster": ".*"}, 3600), colours.get(target["refId"], first))
+        for target in panel["targets"]
+    ]
+
+
+# The series of the org, and of each panel whose colour hangs on more than its number the value and its colour.
+SHOWN: list[tuple[str, dict[str, int | None], dict[str, tuple[int, str]]]] = [
+    ("all is well", {"overdraft": 0, "credit_line": 0, "available": 9}, {"Overdraft": (0, "green")}),
+    ("within the line", {"overdraft": 9, "credit_line": 9, "available": -8}, {"Overdraft": (9, "green")}),
+    ("beyond the line", {"overdraft": 9, "credit_line": 8, "available": -9}, {"Overdraft": (9, "red")}),
+    ("no line is told", {"overdraft": 9, "credit_line": None, "available": None}, {"Overdraft": (9, "red")}),
+    ("some is left", {"overdraft": 0, "credit_line": 0, "available": 1}, {"Available": (1, "green")}),
+    ("nothing is left", {"overdraft": 0, "credit_line": 0, "available": 0}, {"Available": (0, "red")}),
+    ("the line is left", {"overdraft": 5, "credit_line": 9, "available": -8}, {"Available": (-8, "green")}),
+    ("the line is used up", {"overdraft": 5, "credit_line": 9, "available": -9}, {"Available": (-9, "red")}),
+]
+
+
+@pytest.mark.prometheus
+def test_an_orgs_figures_are_red_where_its_alert_fires_or_work_is_refused(tmp_path: Path) -> None:
+    tests = []
+    for name, given, panels in SHOWN:
+        series: dict[str, str] = {}
+        for metric, number in given.items():
+            if number is not None:
+                series |= _series(f"credits_{metric}", f"{number}x60", **ORG)
+        checks = []
+        for title, (number, colour) in panels.items():
+            for expr, shown in _asked("credits-organization", title):
+                samples = [{"labels": '{org="acme"}', "value": number}] if shown == colour else []
+                checks.append({"expr": expr, "eval_time": "30m", "exp_samples": samples})
+        overdraft = panels.get("Overdraft")
+        alert = {"eval_time": "30m", "alertname": "CreditsOverdraft", "exp_alerts": []}
+        tests.append(
+            {
+                "name": name,
+                "interval": "1m",
+                "input_series": _input(series),
+                "promql_expr_test": checks,
+                "alert_rule_test": [alert] if overdraft and overdraft[1] == "green" else [],
+            }
+        )
+    _promtool(tmp_path, tests)
+
+
+@pytest.mark.prometheus
+def test_homes_figures_have_the_colour_of_the_worst_alert(tmp_path: Path) -> None:
+    """Counts of what fires, by the severities that do, and of orgs, by how long the credits of each last."""
+    alert = {"info": "CreditsBalanceUsed50", "warning": "CreditsBalanceUsed75", "critical": "CreditsBalanceUsed90"}
+    cases: list[tuple[str, list[str], dict[str, int], int, str]] = [
+        ("Alerts firing", [], {}, 0, "green"),
+        ("Alerts firing", ["info"], {}, 1, "green"),
+        ("Alerts firing", ["info", "warning"], {}, 2, "orange"),
+        ("Alerts firing", ["info", "warning", "critical"], {}, 3, "red"),
+        ("Orgs running out", [], {"acme": 90_000}, 0, "green"),
+        ("Orgs running out", [], {"acme": 80_000, "globex": 90_000}, 1, "green"),
+        ("Orgs running out", [], {"acme": 80_000, "globex": 14_000}, 2, "red"),
+    ]
+    tests = []
+    for title, severities, runways, number, colour in cases:
+        series = {
+            f'ALERTS{{alertname="{alert[severity]}",alertstate="firing",severity="{severity}"}}': "1x60"
+            for severity in severities
+        }
+        for org, seconds in runways.items():
+            series |= {f'credits_exhaustion_timestamp_seconds{{org="{org}",{TAGS}}}': f"{seconds}+60x60"}
+        checks = [
+            {
+                "expr": expr,
+                "eval_time": "30m",
+                "exp_samples": [{"labels": "{}", "value": number}] if shown == colour else [],
+            }
+            for expr, shown in _asked("credits-home", title)
+        ]
+        tests.append({"name": title, "interval": "1m", "input_series": _input(series), "promql_expr_test": checks})
+    _promtool(tmp_path, tests)
 
 
 @pytest.mark.prometheus
