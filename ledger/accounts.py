@@ -15,7 +15,7 @@ from ledger import keys
 from ledger.clock import INSTANT_MAX_US, Clock, format_time, now_us
 from ledger.connect import Client, again
 from ledger.errors import Changed, IdempotencyConflict, InvalidRequest, UnknownOrg
-from ledger.lua import Scripts, common_keys, text
+from ledger.lua import Scripts, common_keys, text, to_the_end
 from ledger.money import MICRO_MAX, format_micro
 from ledger.names import check_name
 from ledger.scopes import SCOPES_MAX, Scope, Supply, make_scope, restricted_in
@@ -304,7 +304,8 @@ class Accounts:
 
     async def balance(self, org: str) -> Balance:
         """Raises: UnknownOrg when nothing was ever granted to or spent by it."""
-        answer = await self._scripts.balance(common_keys(keys.of_org(org)), [self._now()])
+        names = common_keys(keys.of_org(org))
+        answer = await to_the_end(lambda: self._scripts.balance(names, [self._now()]))
         if len(answer) <= 7:
             raise UnknownOrg(f"no org {org!r}; `credits grant {org} CREDITS` creates it")
         return _balance(org, answer)

@@ -18,7 +18,7 @@ from ledger.budget_store import BudgetStore
 from ledger.clock import Clock, now_us
 from ledger.connect import Client, again
 from ledger.errors import UnknownOrg
-from ledger.lua import Scripts, common_keys, text
+from ledger.lua import Scripts, common_keys, text, to_the_end
 from ledger.model import Code, RatePlan, RateTable
 from ledger.money import COST_DENOMINATOR, HOUR_US, UNIT
 from ledger.pipelined import OnLate, Pipelined
@@ -212,7 +212,7 @@ class Admissions:
         """Fields of an org; many refusals at once share the answer."""
         given = str(self._given_clock()) if self._given_clock else ""
         names = tuple(common_keys(keys.of_org(org)))
-        answer = await self.pipelined.shared(self._scripts.balance, names, (given,))
+        answer = await to_the_end(lambda: self.pipelined.shared(self._scripts.balance, names, (given,)))
         _, granted, expired, spent, held, running, _ = (int(value) for value in answer[:7])
         fields = {text(k): text(v) for k, v in zip(answer[7::2], answer[8::2], strict=True)}
         return {**fields, "left": str(granted - expired - spent - held), "running": str(running)}

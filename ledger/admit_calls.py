@@ -113,7 +113,8 @@ class AdmitCalls:
         ).decode()  # fmt: skip
         names = _script_keys(org)
         given = str(self._given_clock()) if self._given_clock else ""
-        for _ in range(STALE_MAX):
+        stale = 0
+        while stale < STALE_MAX:
             known = self._budgets.get(org) or await self._read(org)
             cover = known.cover(project, user, now)
             packed = _PACK.encode((
@@ -121,8 +122,11 @@ class AdmitCalls:
                 cover.packed, known.revision, terms.unknown_org, request.dry_run,
             ))  # fmt: skip
             answer = await self._pipelined.among(self._script, names, (given,), packed, on_late)
+            if answer[0] == b"more":
+                continue
             if answer[0] != b"stale":
                 return answer, cover.budgets
+            stale += 1
             if self._budgets.get(org) is known:
                 del self._budgets[org]
         raise LedgerUnavailable(f"the budgets of org {org!r} change all the time; a retry is safe")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -152,6 +152,13 @@ class Scripts:
 def common_keys(org: keys.OrgKeys) -> list[str]:
     """The eight keys that `_common.lua` works on, in its order."""
     return [org.org, org.purse, org.holds, org.hold_expiry, org.hold_of, org.held, org.running, org.journal]
+
+
+async def to_the_end(call: Callable[[], Awaitable[Any]]) -> Any:
+    """The answer of a script that says `more` while there are too many holds to end in one call."""
+    while (answer := await call()) == [b"more"]:
+        pass
+    return answer
 
 
 def text(value: Any) -> str:

@@ -25,7 +25,7 @@ from ledger.clock import Clock, format_time, now_us
 from ledger.connect import Client, again
 from ledger.corrections import check_key, check_reason
 from ledger.errors import IdempotencyConflict, Insufficient, InvalidRequest
-from ledger.lua import Script, common_keys, text
+from ledger.lua import Script, common_keys, text, to_the_end
 from ledger.money import MICRO_MAX, format_micro
 from ledger.names import check_name
 
@@ -113,10 +113,9 @@ class Transfers:
         )
         await self._claim_key(record)
         names = keys.of_org(source)
-        answer = await self._take.durably(
-            [*common_keys(names), names.withdrawals, names.transfers, names.transferring],
-            [key, str(micro), msgspec.json.encode(record), _entry(record, -1), self._given_clock()],
-        )
+        script_keys = [*common_keys(names), names.withdrawals, names.transfers, names.transferring]
+        arguments = [key, str(micro), msgspec.json.encode(record), _entry(record, -1), self._given_clock()]
+        answer = await to_the_end(lambda: self._take.durably(script_keys, arguments))
         said = text(answer[0])
         if said == "insufficient":
             raise Insufficient(

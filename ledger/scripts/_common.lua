@@ -352,11 +352,39 @@ local function drop_hold(id, units, by)
   return amount
 end
 
--- Ends the holds whose time is over.
+-- Ends holds whose time is over, so many at once at most that no call takes long. Returns whether there are more: what
+-- these set aside still counts, so whoever is to look at sums answers 'more', and is asked again.
+local EXPIRED_AT_ONCE = 500
 local function expire_holds(now)
-  local due = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', text(math.floor(now / 1000)))
-  for _, id in ipairs(due) do
-    drop_hold(id, nil)
+  local due = redis.call(
+    'ZRANGEBYSCORE', KEYS[4], '-inf', text(math.floor(now / 1000)), 'LIMIT', 0, EXPIRED_AT_ONCE + 1)
+  if #due == 0 then return false end
+  local more = #due > EXPIRED_AT_ONCE
+  if more then due[#due] = nil end
+  local sums, named, theirs = {}, {}, {}
+  for n, packed in ipairs(redis.call('HMGET', KEYS[3], unpack(due))) do
+    if packed then
+      local hold = cjson.decode(packed)
+      local amount = tonumber(hold.amount) * tonumber(hold.left)
+      for _, tier in ipairs(hold.tiers) do sums[tier] = (sums[tier] or 0) + amount end
+      if type(hold.workload) == 'string' then
+        named[#named + 1], theirs[#theirs + 1] = hold.workload, due[n]
+      end
+    end
   end
-  return #due
+  for tier, amount in pairs(sums) do
+    if tonumber(redis.call('HINCRBY', KEYS[6], tier, text(0 - amount))) == 0 then
+      redis.call('HDEL', KEYS[6], tier)
+    end
+  end
+  redis.call('HDEL', KEYS[3], unpack(due))
+  redis.call('ZREM', KEYS[4], unpack(due))
+  if #named > 0 then
+    local over = {}
+    for n, id in ipairs(redis.call('HMGET', KEYS[5], unpack(named))) do
+      if id == theirs[n] then over[#over + 1] = named[n] end
+    end
+    if #over > 0 then redis.call('HDEL', KEYS[5], unpack(over)) end
+  end
+  return more
 end

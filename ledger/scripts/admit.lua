@@ -22,7 +22,7 @@
 --         {code, available_micro, index of the budget that ran out or 0, hold id, expires_us,
 --          'new'|'replayed'|'metered'|'unknown'|'', units, mode of the org's own policy or ''}
 --   code 'ok', 'no_credits', 'budget_exhausted', 'unknown_org', 'off' (the org's own mode),
---   or 'stale' (budgets changed meanwhile: read again)
+--   'stale' (budgets changed meanwhile: read again), or 'more' (ask again: there were too many holds to end at once)
 -- available_micro is the budget's where a budget ran out, and is what there is after a hold was made; in an org with
 -- restricted grants it is what there is for this work. The org's credit line is not in it, and is counted beside it.
 -- A repeated request for the same workload and amount answers with the hold it has, and when that expires by now;
@@ -227,7 +227,10 @@ if mode == 'off' then
   return answers
 end
 write()
-expire_holds(now)
+if expire_holds(now) then
+  for i = 1, #requests do answers[i] = {'more', 0, 0, '', 0, '', 0, mode} end
+  return answers
+end
 granted, expired, spent, free, restricted, debts = funds(now)
 for i, record in ipairs(redis.call('HMGET', KEYS[3], unpack(ids))) do records[ids[i]] = record end
 for i = 1, #requests do answers[i] = decide(requests[i]) end

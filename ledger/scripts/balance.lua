@@ -5,10 +5,12 @@
 -- ARGV    1 now_us or ''
 -- Returns {now_us, granted, expired, spent, held in admission holds, to be held for running work, holds,
 --          then field, value, ... of the org hash, and beside these: owed (what no grant paid), and restricted (JSON: what
---          is left by scope) where there is such}
+--          is left by scope) where there is such}; {'more'}: ask again, there were too many holds to end at once
 -- Side effect: ends holds whose time is over, and notes the most that ever was expired.
 local now = clock(ARGV[1])
-expire_holds(now)
+if expire_holds(now) then
+  return {'more'}
+end
 local granted, expired, spent, _, lefts, debts = funds(now)
 if expired > micro(KEYS[1], 'expired_most') then
   redis.call('HSET', KEYS[1], 'expired_most', text(expired))

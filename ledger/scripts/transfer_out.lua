@@ -3,7 +3,8 @@
 --
 -- KEYS    the eight of _common, 9 withdrawals, 10 transfers, 11 transfers under way
 -- ARGV    1 idempotency key, 2 amount_micro (> 0), 3 record (JSON), 4 journal entry (JSON), 5 now_us or ''
--- Returns {'taken'|'known', record}; {'insufficient', micro-credits that are available}
+-- Returns {'taken'|'known', record}; {'insufficient', micro-credits that are available};
+--         {'more'}: ask again, there were too many holds to end at once
 --
 -- Only credits move that are in force, that any work may use, and that neither holds nor running work need. The soonest
 -- to expire go first. The record's `parts` say how much of them expires when.
@@ -13,7 +14,9 @@ if known then
 end
 local amount = tonumber(ARGV[2])
 local now = clock(ARGV[5])
-expire_holds(now)
+if expire_holds(now) then
+  return {'more'}
+end
 local _, _, _, free, _, debts = funds(now)
 for _, debt in ipairs(debts) do
   free = free - debt.due
