@@ -28,7 +28,7 @@ _BALANCE = (
 _AMOUNTS = ("granted", "expired", "spent", "held", "available", "overdraft", "burn_rate")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, below_zero="; to take some back: credits correct ORG -5 --corrects KEY --reason TEXT")
 @click.argument("org")
 @click.argument("amount", metavar="CREDITS", type=Credits())
 @click.option(

@@ -52,11 +52,21 @@ def _config_option(envvar: str | None) -> click.Option:
 
 
 class Command(click.Command):
-    """A command that takes `--config` after its name as well."""
+    """A command that takes `--config` after its name as well. `below_zero`: what to do instead of an amount below 0."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, below_zero: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.append(_config_option(None))
+        self._below_zero = below_zero
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:  # -5 looks like an option
+            takes_amounts = any(isinstance(parameter.type, Credits) for parameter in self.params)
+            if takes_amounts and error.option_name[1:2] in ".0123456789":
+                ctx.fail(f"credits are not below 0 here{self._below_zero}")
+            raise
 
 
 class Group(click.Group):

@@ -44,7 +44,7 @@ def correct(org: str, amount: int, corrects: str, reason: str, key: str | None, 
     click.echo(f"idempotency key: {given}")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, below_zero="; to move them the other way, name the orgs the other way round")
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
 @click.argument("amount", metavar="CREDITS", type=Credits())

@@ -10,18 +10,15 @@ from aiohttp import web
 
 from console.desk import Desk
 from console.journal_words import in_words
+from ledger.audit import CHANGES, SIGN_INS
 from ledger.errors import InvalidRequest
 from ledger.journal import JournalFilter, audit_page
 
 _AT_ONCE: Final = 50
-_CHANGES: Final = frozenset({"token_created", "token_revoked", "token_kept", "rates"})
-_SIGN_INS: Final = frozenset(
-    {"signed_in", "signed_out", "signed_out_everywhere", "everybody_signed_out", "role_chosen"}
-)
 _KINDS: Final = {
     "all": ("Everything", frozenset()),
-    "changes": ("Changes", _CHANGES),
-    "sign-ins": ("Signing in and out", _SIGN_INS),
+    "changes": ("Changes", frozenset(CHANGES)),
+    "sign-ins": ("Signing in and out", frozenset(SIGN_INS)),
 }
 
 

@@ -8,14 +8,14 @@ from typing import Any, Final
 
 from ledger.money import AmountError, parse_credits
 
-_TITLES: Final = {
+TITLES: Final = {
     "grant": "Credits granted",
     "correction": "Correction",
+    "transfer": "Transfer",
     "org": "Org created or edited",
     "budget": "Budget set",
     "budget_removed": "Budget removed",
     "order": "Order placed",
-    "purchase": "Credits bought",
     "payment_refused": "Payment not credited",
     "withdrawal": "Payment returned, credits taken back",
     "restoration": "Credits given again",
@@ -28,6 +28,7 @@ _TITLES: Final = {
     "card": "Card saved",
     "notices": "Notices changed",
 }
+"""Of all types of entries."""
 _SOURCES: Final = {"provision": "provisioned", "purchase": "bought", "refund": "given back", "gift": "a gift"}
 _TAKES: Final = frozenset({"withdrawal"})
 _MOVES: Final = frozenset({"grant", "correction", "restoration", "transfer", *_TAKES})
@@ -54,7 +55,7 @@ def in_words(entry: Mapping[str, Any]) -> Words:
     """An entry of any type, also of one that this page has not heard of."""
     kind = str(entry.get("type", "entry"))
     source = entry.get("source")
-    title = _TITLES.get(kind, kind.replace("_", " ").capitalize())
+    title = TITLES.get(kind, kind.replace("_", " ").capitalize())
     if kind == "grant" and source in _SOURCES:
         title = f"{title}, {_SOURCES[source]}"
     told = {"stage": "stage", "top_up": "outcome"}.get(kind)

@@ -5,13 +5,17 @@ So no change is without its entry; after a crash in between, an entry may tell o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from ledger import keys
 from ledger.clock import Clock, format_time, now_us
 from ledger.connect import Client, again
+
+CHANGES: Final = ("token_created", "token_revoked", "token_kept", "rates")
+SIGN_INS: Final = ("signed_in", "signed_out", "signed_out_everywhere", "everybody_signed_out", "role_chosen")
+"""Types of entries."""
 
 
 class Audit:
@@ -26,5 +30,6 @@ class Audit:
 
         Raises: LedgerUnavailable.
         """
+        assert kind in CHANGES or kind in SIGN_INS, kind
         entry = {"type": kind, "at": format_time(self._clock()), "who": who, "from": address, **facts}
         await again(lambda: self._client.xadd(keys.AUDIT, {"entry": msgspec.json.encode(entry)}))

@@ -12,14 +12,21 @@ import msgspec
 
 from ledger import keys
 from ledger.admission import AdmissionRequest, Decision
+from ledger.audit import CHANGES, SIGN_INS
 from ledger.clock import format_time
 from ledger.connect import again
 from ledger.errors import InvalidRequest
 from ledger.lua import text
 from ledger.money import format_micro
+from ledger.refusals import EXCEPTION, REFUSAL, SHADOW
 from ledger.store import Ledger
 
 PARTS: Final = ("changes", "refusals")
+JOURNAL_TYPES: Final = (
+    "grant", "correction", "transfer", "withdrawal", "restoration", "org", "budget", "budget_removed", "order",
+    "payment_refused", "card", "top_up", "top_up_terms", "notices", "stage", REFUSAL, SHADOW, EXCEPTION,
+)  # fmt: skip
+"""All types of entries in the journal of an org."""
 _ID_MAX = 40
 _BATCH = 500
 _LOOKED_AT_MAX = 5000
@@ -46,12 +53,13 @@ async def journal_page(
     """Up to `limit` entries in the order they happened, and the cursor of the next page (None: this was the last).
 
     With types asked for, a page may have fewer entries, or none, and still a next one.
-    Raises: UnknownOrg; InvalidRequest for a cursor that is none; LedgerUnavailable.
+    Raises: UnknownOrg; InvalidRequest for a type that is none, or a cursor; LedgerUnavailable.
     """
+    asked = wanted or JournalFilter()
+    _check_types(asked.types, JOURNAL_TYPES)
     positions = _read_cursor(cursor)
     await ledger.accounts.balance(org)  # says it when there is no such org
     names = keys.of_org(org)
-    asked = wanted or JournalFilter()
     batch = _BATCH if asked.types else limit + 1
     streams = [
         _Stream(ledger, stream, asked, batch, is_over=part not in asked.parts)
@@ -64,12 +72,19 @@ async def audit_page(
     ledger: Ledger, cursor: str | None, limit: int, wanted: JournalFilter | None = None
 ) -> tuple[list[dict[str, Any]], str | None]:
     """The same of what concerns no org (see ledger/audit.py)."""
+    asked = wanted or JournalFilter()
+    _check_types(asked.types, (*CHANGES, *SIGN_INS))
     position, other = _read_cursor(cursor)
     if other is not None:
         raise InvalidRequest(f"cursor: {cursor!r:.60} is not one that was given here")
-    asked = wanted or JournalFilter()
     stream = _Stream(ledger, keys.AUDIT, asked, _BATCH if asked.types else limit + 1)
     return await _page([stream], [position], limit, asked)
+
+
+def _check_types(asked: Collection[str], known: Sequence[str]) -> None:
+    for one in sorted(asked):
+        if one not in known:
+            raise InvalidRequest(f"type: {one!r:.40} is none of {', '.join(known)}")
 
 
 class _Stream:

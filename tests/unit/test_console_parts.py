@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from console import texts
 from console.charts import bar_chart
-from console.journal_words import in_words
+from console.journal_words import TITLES, in_words
 from console.pages import headers, org_url
 from console.periods import read_period
 from ledger.clock import format_time, parse_time
 from ledger.errors import InvalidRequest
+from ledger.journal import JOURNAL_TYPES
 from ledger.money import HOUR_US, MICRO_MAX, format_micro
 
 NOW = parse_time("2026-11-19T14:25:00Z")
@@ -144,3 +145,7 @@ def test_every_page_allows_nothing_from_elsewhere() -> None:
     assert "form-action 'self' https://pay.example;" in policy
     assert "unsafe" not in policy
     assert org_url("a/b ?#", "usage") == "/console/orgs/a%2Fb%20%3F%23/usage"
+
+
+def test_every_type_of_a_journals_entries_has_a_title() -> None:
+    assert set(JOURNAL_TYPES) == set(TITLES)

@@ -12,8 +12,8 @@ from api.types import is_given
 from ledger.money import MICRO_MAX, AmountError, format_micro, parse_credits, parse_decimal, parse_rate, read_credits
 
 LOOSE = (
-    "1_000", "１２", "١٢", "1e3", "1E3", "+5", ".5", "5.", "007", " 5", "5 ", "5\n", "1,5", "0x10", "NaN", "Infinity", "",
-    "-", "--5", "1.2.3", "½",
+    "1_000", "１２", "١٢", "1e3", "1E3", "+5", ".5", "5.", "007", " 5", "5 ", "5\n", "1,5", "0x10", "NaN", "Infinity",
+    "", "-", "--5", "1.2.3", "½",
 )  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def quoted(text: str) -> int:
 @pytest.mark.parametrize("text", LOOSE)
 def test_what_is_no_plain_decimal_is_refused_at_every_door(text: str) -> None:
     for parse in (parse_credits, parse_rate, quoted):
-        with pytest.raises(AmountError, match="is not a decimal number like 1500 or 0.25"):
+        with pytest.raises(AmountError, match=r"is not a decimal number like 1500 or 0\.25"):
             parse(text)
 
 
