@@ -9,10 +9,10 @@ FAST := tests/unit tests/integration/test_charges_equal_the_model.py tests/integ
 	tests/integration/test_holds_end_with_their_jobs.py tests/integration/test_grants_that_are_over.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast check bench lock dashboards clean
+.PHONY: help install run test test-fast test-kubernetes check bench lock dashboards clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## make .venv with the locked dependencies (the other targets do it when needed)
 
@@ -30,6 +30,10 @@ test: $(INSTALLED)  ## all tests; installs the system packages they need
 
 test-fast: $(INSTALLED)  ## the tests of the edit loop, under a minute; all others with `make test`
 	$(PY) -m pytest -n 2 -q -m "not slow and not slurm and not browser and not prometheus" $(or $(filter-out tests,$(T)),$(FAST))
+
+test-kubernetes: $(INSTALLED)  ## the tests of a real Kubernetes, which is built first: ten minutes, once
+	@deploy/test-kubernetes.sh
+	$(PY) -m pytest -m kubernetes tests/acceptance
 
 check: $(INSTALLED)  ## ruff and mypy
 	$(VENV)/bin/ruff check .

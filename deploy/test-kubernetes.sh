@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the real Kubernetes that tests/acceptance/test_real_kubernetes.py runs: etcd, API server, controllers and
 # kubectl, out of Debian's packages and Debian's copy of the Kubernetes source (no published build of the servers is in
-# a package registry). About five minutes on two cores, 2 GB while it builds and 280 MB to keep. Needs no root: nothing
+# a package registry). Five to ten minutes on two cores, 2 GB while it builds and 280 MB to keep. Needs no root: nothing
 # is installed, everything lands in one folder. A second call does nothing.
 set -eu
 

@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 from ledger.connect import Client, connect
+from tests.kubernetes_programs import missing_programs
 from tests.servers import ServerProcess
 
 hypothesis.settings.register_profile("default", max_examples=20, deadline=None, print_blob=True)
@@ -61,16 +62,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    missing = {marker: _missing(marker) for marker in NEEDS}
+    missing = {marker: _missing(marker) for marker in NEEDS} | {"kubernetes": missing_programs()}
     for item in items:
         for marker, reason in missing.items():
             if item.get_closest_marker(marker) is None:
                 continue
             if reason:
                 item.add_marker(pytest.mark.skip(reason=f"needs {marker}: {reason}"))
-            if marker == "slurm":
+            if marker in ("slurm", "kubernetes"):
                 # One worker runs them all, so that what they start is shared and never twice on two cores.
-                item.add_marker(pytest.mark.xdist_group("slurm"))
+                item.add_marker(pytest.mark.xdist_group(marker))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 
 import yaml
 
-from enforcer.admission.webhook_config import make_pair, webhook_configuration
 from config.sources import KubernetesSource
+from enforcer.admission.webhook_config import make_pair, webhook_configuration
 from tests.cli_lab import Lab
 from tests.kubernetes_lab import Body, KubernetesLab
 from tests.slurm_lab import free_ports
@@ -51,10 +51,10 @@ class Site:
     admin: str
     """A token."""
 
-    def org(self, name: str, credits: str) -> str:
+    def org(self, name: str, granted: str) -> str:
         """A namespace whose org has so many credits; its name is the org's."""
         self.kube.add_namespace(name, {"platform.apolo.us/org": name})
-        self.desk.ok("grant", name, credits)
+        self.desk.ok("grant", name, granted)
         return name
 
     def ask(self, path: str) -> Any:
@@ -77,9 +77,7 @@ class Site:
     def charges(self, org: str) -> dict[tuple[str, str], tuple[str, str, str]]:
         """(resource, id) -> start, end and credits of what was charged."""
         rows = self.ask(f"usage?org={org}&group_by=resource,workload")["rows"]
-        return {
-            (row["resource"], row["id"]): (row["started_at"], row["ended_at"], row["credits"]) for row in rows
-        }
+        return {(row["resource"], row["id"]): (row["started_at"], row["ended_at"], row["credits"]) for row in rows}
 
 
 @contextmanager
@@ -174,7 +172,8 @@ def recorded(base: Path, kube: KubernetesLab, namespace: str) -> Iterator[list[B
         )
     )  # fmt: skip
     configuration["metadata"]["name"] = "recorder"
-    (webhook,) = configuration["webhooks"]
+    webhook = configuration["webhooks"][0]
+    configuration["webhooks"] = [webhook]
     webhook["name"] = "recorder.credits.apolo.us"
     webhook["namespaceSelector"] = {"matchLabels": {"recorded": namespace}}
     for rule in webhook["rules"]:

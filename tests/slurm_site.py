@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import urllib.error
@@ -45,10 +46,11 @@ Charge = tuple[str, str, str, str, str, str]
 
 
 class Service:
-    """`credits exporter` or `credits enforcer` as a process of its own."""
+    """`credits exporter` or `credits enforcer` as a process of its own. `cert`: what it shows, where it speaks TLS."""
 
-    def __init__(self, desk: Lab, command: str, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, desk: Lab, command: str, port: int, cert: Path | None = None) -> None:
+        self.url = f"{'https' if cert else 'http'}://127.0.0.1:{port}"
+        self.trust = ssl.create_default_context(cafile=str(cert)) if cert else None
         self.log = desk.directory / f"{command}.log"
         self._desk = desk
         self._command = command
@@ -90,7 +92,7 @@ class Service:
         assert self._process is not None
         assert self._process.poll() is None, self.log.read_text()[-2000:]
         try:
-            urllib.request.urlopen(f"{self.url}/-/ready", timeout=2).close()
+            urllib.request.urlopen(f"{self.url}/-/ready", timeout=2, context=self.trust).close()
         except (urllib.error.URLError, OSError):
             return False
         return True

@@ -35,6 +35,8 @@ _NAME_MAX: Final = 230
 _LIST_US: Final = 5_000_000
 """Charges are older than this, so a pod that they are about is in a list which is not."""
 _APPS: Final = "apis/apps/v1"
+_EVICTIONS: Final = ("policy/v1", "policy/v1beta1")
+"""The second is that of Kubernetes before 1.22."""
 _SCALABLE: Final = {"Deployment": "deployments", "StatefulSet": "statefulsets"}
 
 
@@ -122,17 +124,7 @@ class KubernetesActions:
         if await self._tell(pod, reason) is Outcome.OVER:
             return Outcome.OVER
         await self._rest_owner(pod, reason)
-        eviction = {
-            "apiVersion": "policy/v1",
-            "kind": "Eviction",
-            "metadata": {"name": pod.name, "namespace": pod.namespace},
-            "deleteOptions": {
-                "gracePeriodSeconds": round(self._settings.grace_seconds),
-                # The name may be another pod's by now.
-                "preconditions": {"uid": pod.uid},
-            },
-        }
-        status, _, text = await self._rest.call("POST", f"{_place(pod)}/eviction", eviction)
+        status, text = await self._evict(pod)
         if status in (404, 409):
             del self._pods[workload_id]
             return Outcome.OVER
@@ -158,7 +150,7 @@ class KubernetesActions:
                 marks = {"labels": {SUSPENDED_LABEL: None}, "annotations": {REPLICAS_ANNOTATION: None}}
                 group, _, plural = path.rpartition("/")
                 place = f"{group}/namespaces/{meta['namespace']}/{plural}/{meta['name']}"
-                resumed |= await self._patch(place, {"metadata": marks, "spec": spec})
+                resumed |= await self._patch(place, {"metadata": marks, "spec": spec}) is not None
         return Outcome.DONE if resumed else Outcome.OVER
 
     async def close(self) -> None:
@@ -194,7 +186,7 @@ class KubernetesActions:
         if not self._settings.annotate:
             return Outcome.DONE
         mark = {"metadata": {"uid": pod.uid, "annotations": {REASON_ANNOTATION: reason}}}
-        if not await self._patch(_place(pod), mark):
+        if await self._patch(_place(pod), mark) is None:
             del self._pods[pod.uid]
             return Outcome.OVER
         now = self._clock()
@@ -220,6 +212,24 @@ class KubernetesActions:
             _check(status, f"the event on pod {pod.namespace}/{pod.name} cannot be written", text)
         return Outcome.DONE
 
+    async def _evict(self, pod: _Metadata) -> tuple[int, str]:
+        eviction = {
+            "kind": "Eviction",
+            "metadata": {"name": pod.name, "namespace": pod.namespace},
+            "deleteOptions": {
+                "gracePeriodSeconds": round(self._settings.grace_seconds),
+                # The name may be another pod's by now.
+                "preconditions": {"uid": pod.uid},
+            },
+        }
+        for version in _EVICTIONS:
+            body = {"apiVersion": version, **eviction}
+            status, said, text = await self._rest.call("POST", f"{_place(pod)}/eviction", body)
+            message = said.get("message") if isinstance(said, dict) else None
+            if status != 400 or 'no kind "Eviction" is registered' not in str(message):
+                break
+        return status, text
+
     async def _rest_owner(self, pod: _Metadata, reason: str) -> Outcome:
         """Suspend the Job, or scale the Deployment or StatefulSet that makes the pod, where that is allowed."""
         owner = _controller(pod)
@@ -230,8 +240,11 @@ class KubernetesActions:
         marks: dict[str, Any] = {"labels": {SUSPENDED_LABEL: pod.uid}, "annotations": {REASON_ANNOTATION: reason}}
         if owner.kind == "Job":
             place = f"apis/batch/v1/namespaces/{pod.namespace}/jobs/{owner.name}"
-            done = await self._patch(place, {"metadata": marks, "spec": {"suspend": True}})
-            return Outcome.DONE if done else Outcome.OVER
+            job = await self._patch(place, {"metadata": marks, "spec": {"suspend": True}})
+            if job is None:
+                return Outcome.OVER
+            # Kubernetes before 1.21 takes no notice of what it does not know, and says that all is well.
+            return Outcome.DONE if job.get("spec", {}).get("suspend") else Outcome.CANNOT
         if owner.kind not in _SCALABLE or not self._settings.scale_owners:
             return Outcome.CANNOT
         place = f"{_APPS}/namespaces/{pod.namespace}/{_SCALABLE[owner.kind]}/{owner.name}"
@@ -256,17 +269,24 @@ class KubernetesActions:
         except msgspec.ValidationError as error:
             raise ActionError(f"ReplicaSet {namespace}/{replica_set} cannot be read: {error}") from error
 
-    async def _patch(self, place: str, patch: object) -> bool:
-        """Whether the object is still there (a patch with its uid conflicts where it is another one)."""
-        status, _, text = await self._rest.call("PATCH", place, patch, headers=_MERGE)
-        if status in (404, 409):
-            return False
+    async def _patch(self, place: str, patch: object) -> dict[str, Any] | None:
+        """The object as it is now, None where it is gone, or is not the one of the patch's uid any more."""
+        status, body, text = await self._rest.call("PATCH", place, patch, headers=_MERGE)
+        if status in (404, 409) or (status == 422 and _is_another(body)):
+            return None
         _check(status, f"{place} cannot be changed", text)
-        return True
+        return body if isinstance(body, dict) else {}
 
 
 def _place(pod: _Metadata) -> str:
     return f"api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
+
+
+def _is_another(refusal: Any) -> bool:
+    """Whether a patch was refused because the object has another uid: that is how a patch of one finds out."""
+    details = refusal.get("details") if isinstance(refusal, dict) else None
+    causes = details.get("causes") if isinstance(details, dict) else None
+    return any(isinstance(cause, dict) and cause.get("field") == "metadata.uid" for cause in causes or ())
 
 
 def _number(text: str) -> int:

@@ -177,7 +177,7 @@ class PodReader:
 
 
 def _billed(pod: Pod, before: Observation | None, now_us: int, deleted: bool) -> tuple[int | None, int | None]:
-    """(first start, end) of what is billed. Raises: ValueError for a time without a zone."""
+    """(first start, end) of what is billed, no start where it never came to that; ValueError: a time without a zone."""
     statuses = pod.status.container_statuses or []
     starts = [to_us(start) for status in statuses for start in status.starts()]
     # From the second restart on the first start is forgotten; the end of the init containers is not.
@@ -186,12 +186,12 @@ def _billed(pod: Pod, before: Observation | None, now_us: int, deleted: bool) ->
     known = None if before is None else first_start(before)
     if known is not None:
         starts.append(known)
-    if not starts:
-        return None, None
-    started_us = min(starts)
     over = pod.status.phase in ("Succeeded", "Failed")
+    started_us = min(starts, default=None)
     if before is not None and before.ended_us is not None:
         return started_us, before.ended_us
+    if started_us is None:
+        return None, now_us if over or deleted else None
     if not over and not deleted:
         return started_us, None
     ends = [

@@ -13,7 +13,7 @@ from exporter.sources.kubernetes_namespaces import Namespaces, place
 from exporter.sources.kubernetes_records import BROKEN, PodReader, Tracked
 from exporter.sources.names import Unbillable
 from exporter.sources.uncharged import Uncharged
-from ledger.model import Kind, Observation
+from ledger.model import Observation
 
 ORG_MISMATCH: Final = "org_mismatch"
 """Counted, though charged: the labels of a pod and of its namespace name different orgs or projects."""
@@ -212,7 +212,7 @@ class Objects:
         self.live.pop(uid, None)
         self._reasons.pop(uid, None)
         self._contradict.discard(uid)
-        if billed is not None and (billed.started_us is not None or billed.kind == Kind.STORAGE):
+        if billed is not None:
             self.ended[uid] = billed, now_us
 
     def _drop(self, uid: str) -> None:
@@ -289,11 +289,12 @@ class Pods(Objects):
     def _changed(self, tracked: Tracked, uid: str) -> None:
         if tracked.deletion_us is not None and tracked.observation.ended_us is None:
             self._terminating[uid] = tracked.deletion_us
-        if tracked.waits and tracked.observation.hold_id is not None:
+        waits = tracked.waits and tracked.observation.ended_us is None
+        if waits and tracked.observation.hold_id is not None:
             self._waiting[uid] = tracked.observation.hold_id
         else:
             self._waiting.pop(uid, None)
-        if tracked.waits and tracked.observation.hold_id is None and uid in self.live:
+        if waits and tracked.observation.hold_id is None and uid in self.live:
             self._unnamed[uid] = self.live[uid].org, uid
         else:
             self._unnamed.pop(uid, None)

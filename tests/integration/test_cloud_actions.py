@@ -187,6 +187,15 @@ async def test_another_pod_that_took_the_name_is_never_touched():
     assert "annotations" not in api.objects["pods", "ns", "pod-1"]["metadata"]
 
 
+async def test_a_patch_that_is_refused_for_another_reason_is_an_error():
+    api = KubeApi()
+    uid = await put_pod(api)
+    api.faults.add(Fault("/pods/pod-1", 422))
+    async with kubernetes(api) as actions:
+        with pytest.raises(ActionError, match="422"):
+            await actions.stop(uid, WHY)
+
+
 async def test_many_pods_are_found_by_one_list():
     api = KubeApi()
     uids = [await put_pod(api, f"pod-{number}") for number in range(20)]
@@ -248,6 +257,16 @@ async def test_a_job_is_suspended_and_resumed():
         assert await actions.resume(uid) is Outcome.DONE
         assert await actions.resume(uid) is Outcome.OVER
         assert api.objects["jobs", "ns", "train"]["spec"]["suspend"] is False
+
+
+async def test_what_an_old_api_server_does_not_know_is_not_taken_for_done():
+    api = KubeApi(now_us=T0, eviction="policy/v1beta1", suspends_jobs=False)
+    await api.put("jobs", {"metadata": {"name": "train", "namespace": "ns"}, "spec": {}})
+    uid = await put_pod(api, owner=("Job", "train"))
+    async with kubernetes(api) as actions:
+        assert await actions.suspend(uid, WHY) is Outcome.CANNOT
+        assert await actions.stop(uid, WHY) is Outcome.DONE
+    assert "deletionTimestamp" in api.objects["pods", "ns", "pod-1"]["metadata"]
 
 
 async def test_a_pod_without_an_owner_cannot_be_suspended():

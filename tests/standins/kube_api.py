@@ -83,6 +83,10 @@ class KubeApi:
     """So many continued lists are answered with 410."""
     blocked: set[str] = field(default_factory=set)
     """Pods whose eviction a disruption budget refuses."""
+    eviction: str = "policy/v1"
+    """The only version of an Eviction that is known: before 1.22 it was policy/v1beta1."""
+    suspends_jobs: bool = True
+    """Before 1.21 `suspend` was passed over as an unknown field."""
     faults: Faults = field(default_factory=Faults)
     now_us: int = 0
     watchers: int = 0
@@ -152,9 +156,9 @@ class KubeApi:
         async with serving(app) as url:
             yield url
 
-    def _failure(self, code: int, message: str, **headers: str) -> web.Response:
+    def _failure(self, code: int, message: str, details: Body | None = None, **headers: str) -> web.Response:
         body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}
-        return web.json_response(body, status=code, headers=headers)
+        return web.json_response(body | ({"details": details} if details else {}), status=code, headers=headers)
 
     async def _read(self, request: web.Request) -> web.StreamResponse:
         plural = request.match_info["plural"]
@@ -227,7 +231,10 @@ class KubeApi:
             return self._failure(404, "not found")
         patch = await request.json()
         if patch.get("metadata", {}).get("uid", body["metadata"]["uid"]) != body["metadata"]["uid"]:
-            return self._failure(409, "the UID in the precondition does not match the UID in record")
+            cause = {"reason": "FieldValueInvalid", "message": "field is immutable", "field": "metadata.uid"}
+            return self._failure(422, "metadata.uid: field is immutable", {"causes": [cause, cause]})
+        if not self.suspends_jobs:
+            patch.get("spec", {}).pop("suspend", None)
         merged = _merge(copy.deepcopy(body), patch)
         return web.json_response(await self.put(self._key(request)[0], merged))
 
@@ -244,8 +251,9 @@ class KubeApi:
         if body is None:
             return self._failure(404, "pods not found")
         eviction = await request.json()
-        if eviction.get("apiVersion") != "policy/v1" or eviction.get("kind") != "Eviction":
-            return self._failure(400, "not an Eviction")
+        version = eviction.get("apiVersion", "")
+        if version != self.eviction or eviction.get("kind") != "Eviction":
+            return self._failure(400, f'no kind "Eviction" is registered for version "{version}" in scheme "..."')
         wanted = (eviction.get("deleteOptions") or {}).get("preconditions", {}).get("uid")
         if wanted not in (None, body["metadata"]["uid"]):
             return self._failure(409, "the UID in the precondition does not match the UID in record")

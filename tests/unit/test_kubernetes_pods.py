@@ -226,8 +226,19 @@ def test_a_pod_that_failed_before_it_started_costs_nothing():
     cluster = Cluster()
     cluster.see(pod(1, phase="Failed"))
     assert cluster.only().started_us is None
+    assert cluster.only().ended_us == T0  # so that what was set aside for it is free again
     cluster.delete(pod(1, phase="Failed"))
-    assert not cluster.told
+    assert (cluster.only().started_us, cluster.only().ended_us) == (None, T0)
+
+
+def test_a_pod_that_is_deleted_while_it_waits_is_over_without_a_start():
+    cluster = Cluster()
+    cluster.see(pod(1, phase="Pending"))
+    assert cluster.pods.waiting()
+    cluster.now += MINUTE
+    cluster.delete(pod(1, phase="Pending"))
+    assert (cluster.only().started_us, cluster.only().ended_us) == (None, T0 + MINUTE)
+    assert not cluster.pods.waiting()
 
 
 def test_w02_a_pod_that_is_made_anew_under_its_name_is_another_run():
