@@ -68,8 +68,9 @@ def webhook_make(
     if not is_there:
         make_pair(directory, hosts)
     text = webhook_configuration(
-        source, cert.read_bytes(), token=asyncio.run(work()), url=url, service=place, fail_open=fail_open
-    )
+        source, cert.read_bytes(), token=asyncio.run(work()), url=url, service=place, fail_open=fail_open,
+        decision_seconds=given.admission.decision_seconds,
+    )  # fmt: skip
     if as_json:
         print_json({"cert": str(cert), "key": str(key), "configuration": yaml.safe_load(text)})
         return

@@ -79,13 +79,18 @@ class _Spec(_PodSpec, rename="camel"):
     template: _Template | None = None
 
 
+class _Status(msgspec.Struct):
+    succeeded: int | None = None
+
+
 class _Object(msgspec.Struct):
     metadata: _Meta | None = None
     spec: _Spec | None = None
+    status: _Status | None = None
 
 
 class ReviewRequest(msgspec.Struct, rename="camel"):
-    """What the API server asks about. `object` is None for a deletion."""
+    """What the API server asks about. `object` is None for a deletion, `old_object` for a creation."""
 
     uid: str
     operation: str = ""
@@ -97,6 +102,7 @@ class ReviewRequest(msgspec.Struct, rename="camel"):
     dry_run: bool | None = None
     user_info: _User | None = None
     object: _Object | None = None
+    old_object: _Object | None = None
 
     @property
     def what(self) -> str:
@@ -142,13 +148,16 @@ def parse_review(data: bytes) -> ReviewRequest:
 
 
 def passes(review: ReviewRequest, settings: KubernetesSource) -> str | None:
-    """Why a request is nothing to be paid for, None where it may be."""
-    if review.operation != "CREATE":
-        return "only what is created is checked"
+    """Why a request is nothing to be paid for, None where it may be. Raises: NotAReview for an impossible job."""
     if review.what not in ("pods", "jobs") or review.sub_resource:
         return "neither a pod nor a job"
+    is_resumed = review.operation == "UPDATE" and review.what == "jobs" and _pods_of(review.old_object) == 0
+    if review.operation != "CREATE" and not is_resumed:
+        return "only what is created or resumed is checked"
     if review.namespace in settings.skip_namespaces:
         return "a namespace of the system"
+    if review.what == "jobs" and _pods_of(review.object) == 0:
+        return "a job that starts nothing yet"
     return None
 
 
@@ -164,7 +173,7 @@ def work_of(
     Raises: NotAReview for an object that cannot be one.
     """
     if review.object is None:
-        raise NotAReview(f"The request to create {review.what} has no object.")
+        raise NotAReview(f"The request about {review.what} has no object.")
     meta, spec = review.object.metadata or _Meta(), review.object.spec or _Spec()
     labels = dict(meta.labels or {})
     is_job = review.what == "jobs"
@@ -189,9 +198,7 @@ def work_of(
         user=_labelled(labels, rules.user).replace("--", "/"), kind="app" if app else "job",
         preset=preset or None, app=app or None, workload_id=name or None,
         max_runtime_us=seconds * 1_000_000 if seconds is not None and 0 < seconds < 10**9 else None,
-        count=_count(spec) if is_job else 1,
-        # A suspended job starts nothing yet: its pods are asked about when they come.
-        dry_run=bool(review.dry_run) or (is_job and bool(spec.suspend)), owner=its_job,
+        count=(_pods_of(review.object) or 1) if is_job else 1, dry_run=bool(review.dry_run), owner=its_job,
         bills_app=not preset,
     )  # fmt: skip
     for text in (asked.org, asked.project, asked.user, asked.preset, asked.app, asked.workload_id, asked.owner):
@@ -240,11 +247,18 @@ def _labelled(labels: Mapping[str, str], names: Sequence[str]) -> str:
     return next((labels[name] for name in names if labels.get(name)), "")
 
 
-def _count(spec: _Spec) -> int:
-    """Pods that run at once."""
+def _pods_of(job: _Object | None) -> int | None:
+    """How many pods of a job run at once, 0 while it is suspended or has none left to run; None: there is no job.
+
+    Raises: NotAReview.
+    """
+    if job is None:
+        return None
+    spec = job.spec or _Spec()
     count = 1 if spec.parallelism is None else spec.parallelism
     if spec.completions is not None:
-        count = min(count, spec.completions)
+        done = 0 if job.status is None else job.status.succeeded or 0
+        count = min(count, max(0, spec.completions - done)) if spec.completions >= 0 else -1
     if not 0 <= count <= COUNT_MAX:
         raise NotAReview(f"A job of {count} pods at once is not checked.")
-    return max(count, 1)
+    return 0 if spec.suspend else count

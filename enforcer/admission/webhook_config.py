@@ -6,6 +6,7 @@ import ipaddress
 import subprocess
 from base64 import b64encode
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,12 @@ from ledger.errors import InvalidRequest
 
 _DAYS: Final = 3650
 _SECONDS: Final = 30.0
+_NAME: Final = "admission.credits.apolo.us"
+_TIMEOUT_MIN: Final = 5
+_TIMEOUT_MAX: Final = 30
+"""The most that an API server waits, in seconds."""
+_ON_THE_WAY: Final = 2
+"""Seconds beside the decision itself."""
 
 
 def make_pair(directory: Path, hosts: Sequence[str]) -> tuple[Path, Path]:
@@ -45,12 +52,12 @@ def make_pair(directory: Path, hosts: Sequence[str]) -> tuple[Path, Path]:
 
 def webhook_configuration(
     source: KubernetesSource, ca_pem: bytes, *, token: str | None, url: str | None = None,
-    service: tuple[str, str] | None = None, fail_open: bool = False,
+    service: tuple[str, str] | None = None, fail_open: bool = False, decision_seconds: float = 1.0,
 ) -> str:  # fmt: skip
     """The YAML to apply. It is reached at `url` (https://host:port), or as the `service` (namespace, name).
 
     `token`: a scheduler's, which goes into the path; None where the listener asks for client certificates.
-    `fail_open`: pods start also while the enforcer itself is away.
+    `fail_open`: pods start also while the enforcer itself is away. `decision_seconds`: how long an answer may take.
     """
     path = f"/k8s/admission/{source.cluster}" + (f"/{token}" if token is not None else "")
     where: dict[str, Any] = {"caBundle": b64encode(ca_pem).decode()}
@@ -64,26 +71,33 @@ def webhook_configuration(
     selector: list[dict[str, Any]] = [skipped]
     if source.labels.org:
         selector.append({"key": source.labels.org[0], "operator": "Exists"})
-    rules = [
-        {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]},
-        {"apiGroups": ["batch"], "apiVersions": ["v1"], "resources": ["jobs"]},
+    pods = {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"]}
+    jobs = {"apiGroups": ["batch"], "apiVersions": ["v1"], "resources": ["jobs"], "operations": ["CREATE"]}
+
+    def webhook(name: str, policy: str, *rules: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "name": name,
+            "admissionReviewVersions": ["v1"],
+            "sideEffects": "NoneOnDryRun",
+            "timeoutSeconds": min(_TIMEOUT_MAX, max(_TIMEOUT_MIN, ceil(decision_seconds) + _ON_THE_WAY)),
+            "failurePolicy": policy,
+            "matchPolicy": "Equivalent",
+            "namespaceSelector": {"matchExpressions": selector},
+            "rules": [{**rule, "scope": "Namespaced"} for rule in rules],
+            "clientConfig": where,
+        }
+
+    webhooks = [
+        webhook(_NAME, "Ignore" if fail_open else "Fail", pods, jobs),
+        # Jobs that are resumed. Others that are changed must not wait for an enforcer that is away, and their pods
+        # are asked about in any case.
+        webhook(f"resumed.{_NAME}", "Ignore", {**jobs, "operations": ["UPDATE"]}),
     ]
-    webhook = {
-        "name": "admission.credits.apolo.us",
-        "admissionReviewVersions": ["v1"],
-        "sideEffects": "NoneOnDryRun",
-        "timeoutSeconds": 5,
-        "failurePolicy": "Ignore" if fail_open else "Fail",
-        "matchPolicy": "Equivalent",
-        "namespaceSelector": {"matchExpressions": selector},
-        "rules": [{**rule, "operations": ["CREATE"], "scope": "Namespaced"} for rule in rules],
-        "clientConfig": where,
-    }
     document = {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingWebhookConfiguration",
         "metadata": {"name": "apolo-credits"},
-        "webhooks": [webhook],
+        "webhooks": webhooks,
     }
     return yaml.safe_dump(document, sort_keys=False)
 

@@ -120,7 +120,7 @@ def test_a_webhook_that_was_made_is_answered(lab: Lab) -> None:
     settings(lab)
     made = lab.run("webhook", "make", "--dir", "tls", "--url", "https://127.0.0.1:9471")
     assert (made.returncode, "tls/tls.crt" in made.stderr) == (0, True)
-    [hook] = yaml.safe_load(made.stdout)["webhooks"]
+    hook, _ = yaml.safe_load(made.stdout)["webhooks"]
     assert hook["clientConfig"]["url"].startswith("https://127.0.0.1:9471/k8s/admission/default/")
     settings(lab, tls={"cert": "tls/tls.crt", "key": "tls/tls.key"})
     trust = ssl.create_default_context(cadata=b64decode(hook["clientConfig"]["caBundle"]).decode())
@@ -140,11 +140,11 @@ def test_a_webhook_that_was_made_is_answered(lab: Lab) -> None:
 def test_a_webhook_behind_a_service(lab: Lab) -> None:
     service = ("webhook", "make", "--dir", "tls", "--service", "enforcer", "--namespace", "credits", "--token", "act_x")
     made = lab.json(*service)
-    [hook] = made["configuration"]["webhooks"]
+    hook, _ = made["configuration"]["webhooks"]
     wanted = {"namespace": "credits", "name": "enforcer", "path": "/k8s/admission/default/act_x", "port": 443}
     assert (hook["clientConfig"]["service"], hook["failurePolicy"]) == (wanted, "Fail")
     pair = (lab.directory / "tls/tls.crt").read_bytes()
-    [again] = lab.json(*service, "--fail-open")["configuration"]["webhooks"]
+    again, _ = lab.json(*service, "--fail-open")["configuration"]["webhooks"]
     assert (again["clientConfig"], again["failurePolicy"]) == (hook["clientConfig"], "Ignore")
     assert (lab.directory / "tls/tls.crt").read_bytes() == pair
     assert lab.json("token", "list") == []

@@ -45,12 +45,17 @@ async def test_an_api_server_asks_over_tls_as_the_yaml_says(client: Client, tmp_
     async with serving(build_app(ledger, SETTINGS), listening(Tls(cert=cert, key=key))) as url:
         document = yaml.safe_load(webhook_configuration(SOURCE, cert.read_bytes(), token=token, url=url))
         assert document["kind"] == "ValidatingWebhookConfiguration"
-        [webhook] = document["webhooks"]
+        webhook, of_resumed = document["webhooks"]
         ca = b64decode(webhook["clientConfig"]["caBundle"]).decode()
         trust = ssl.create_default_context(cadata=ca)
         async with aiohttp.ClientSession() as session:
             answer = await session.post(webhook["clientConfig"]["url"], data=json.dumps(REVIEW), ssl=trust)
             assert (answer.status, (await answer.json())["response"]["allowed"]) == (200, True)
+    assert [one["failurePolicy"] for one in (webhook, of_resumed)] == ["Fail", "Ignore"]
+    assert {one["timeoutSeconds"] for one in (webhook, of_resumed)} == {5}
+    assert [(rule["operations"], rule["resources"]) for rule in of_resumed["rules"]] == [(["UPDATE"], ["jobs"])]
+    slow = yaml.safe_load(webhook_configuration(SOURCE, b"x", token=None, url="https://x", decision_seconds=6.5))
+    assert {one["timeoutSeconds"] for one in slow["webhooks"]} == {9}
     assert webhook["namespaceSelector"]["matchExpressions"][1]["key"] == "platform.apolo.us/org"
     as_service = yaml.safe_load(webhook_configuration(SOURCE, b"x", token=None, service=("credits", "enforcer")))
     assert as_service["webhooks"][0]["clientConfig"]["service"]["path"] == "/k8s/admission/c"

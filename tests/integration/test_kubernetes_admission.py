@@ -241,9 +241,67 @@ async def test_a_pod_that_calls_itself_a_job_that_runs_pays_for_itself(client: C
         assert not (await hook.ask(review(recreated("copy-2"), userInfo={"username": "ann"})))["allowed"]
 
 
-async def test_a_suspended_job_holds_nothing(hook: Webhook) -> None:
-    assert (await hook.ask(review(a_job(suspend=True), resource="jobs")))["allowed"]
+IDLE: list[dict[str, Any]] = [
+    {"suspend": True}, {"suspend": True, "parallelism": 3}, {"parallelism": 0}, {"parallelism": 0, "completions": 5},
+    {"completions": 0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", IDLE)
+@pytest.mark.parametrize("labels", [LABELS, {**LABELS, "platform.apolo.us/org": "nobody"}, {}])
+async def test_a_job_that_starts_nothing_yet_passes_and_holds_nothing(
+    hook: Webhook, spec: dict[str, Any], labels: dict[str, str]
+) -> None:
+    job = a_job(**spec)
+    job["spec"]["template"]["metadata"]["labels"] = labels
+    assert (await hook.ask(review(job, resource="jobs")))["allowed"]
     assert await hook.held() == 0
+
+
+def changed(before: dict[str, Any], after: dict[str, Any], **request: Any) -> dict[str, Any]:
+    return review(after, "UPDATE", "jobs", oldObject=before, **request)
+
+
+@pytest.mark.parametrize("idle", IDLE)
+async def test_a_job_that_is_resumed_is_asked_about_as_a_whole(hook: Webhook, idle: dict[str, Any]) -> None:
+    before = a_job(**idle)
+    refused = await hook.ask(changed(before, a_job(parallelism=3)))
+    assert refused["status"]["message"].startswith("Org acme has 2 credits left; this needs 3 credits to start.")
+    assert (await hook.ask(changed(before, a_job(parallelism=2), dryRun=True)))["allowed"]
+    assert await hook.held() == 0
+    for _ in range(2):
+        assert (await hook.ask(changed(before, a_job(parallelism=2))))["allowed"]
+    assert await hook.held() == 2 * CREDIT
+    part = pod(uid="part")
+    part["metadata"]["ownerReferences"] = [{"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "job-uid"}]
+    assert (await hook.ask(review(part)))["allowed"]
+    assert await hook.held() == 2 * CREDIT
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"parallelism": 1}, {"parallelism": 3}),
+        ({"parallelism": 3}, {"parallelism": 3, "suspend": True}),
+        ({"parallelism": 3, "suspend": True}, {"parallelism": 0, "suspend": True}),
+        ({"parallelism": 3}, {"parallelism": 0}),
+        ({"parallelism": 3}, {"parallelism": 3, "activeDeadlineSeconds": 5}),
+    ],
+)
+async def test_other_changes_of_a_job_pass_and_hold_nothing(
+    hook: Webhook, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    assert (await hook.ask(changed(a_job(**before), a_job(**after))))["allowed"]
+    assert (await hook.ask(changed(a_job(**after), a_job(**after))))["allowed"]
+    assert await hook.held() == 0
+
+
+async def test_a_job_that_is_resumed_is_asked_about_for_what_it_has_left_to_do(hook: Webhook) -> None:
+    def half_done(**spec: Any) -> dict[str, Any]:
+        return {**a_job(parallelism=4, completions=5, **spec), "status": {"succeeded": 4}}
+
+    assert (await hook.ask(changed(half_done(suspend=True), half_done(suspend=False))))["allowed"]
+    assert await hook.held() == CREDIT
 
 
 async def test_a_deadline_needs_less_and_an_app_its_own_rate(hook: Webhook) -> None:
@@ -352,9 +410,7 @@ async def test_what_only_looks_like_an_admitted_job_is_refused(hook: Webhook, co
 
 
 @pytest.mark.parametrize("change", [{"mode": "shadow"}, {"on_ledger_down": "allow"}])
-async def test_only_what_is_paid_for_counts_as_admitted(
-    client: Client, tmp_path: Path, change: dict[str, Any]
-) -> None:
+async def test_only_what_is_paid_for_counts_as_admitted(client: Client, tmp_path: Path, change: dict[str, Any]) -> None:
     settings = replace(SETTINGS, admission=AdmissionSettings(**change), data_dir=tmp_path)
     async with webhook(client, settings, CREDIT // 2) as hook:
         if "on_ledger_down" in change:
