@@ -18,7 +18,8 @@ from bench import apolo_jobs, kubernetes_pods
 from config.sources import ApoloSource as ApoloSettings
 from config.sources import KubernetesSource as KubernetesSettings
 from config.values import Secret
-from exporter.rounds import Books, Rounds
+from exporter.books import Books
+from exporter.rounds import Rounds
 from exporter.sources.apolo import ApoloSource
 from exporter.sources.base import Source
 from exporter.sources.kubernetes import KubernetesSource

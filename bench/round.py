@@ -20,7 +20,8 @@ from typing import Any
 
 import msgspec
 
-from exporter.rounds import Books, RoundReport, Rounds
+from exporter.books import Books
+from exporter.rounds import RoundReport, Rounds
 from ledger.model import Observation, RatePlan, RateTable, Snapshot
 from ledger.money import NANO
 from ledger.store import Ledger, open_ledger

@@ -18,7 +18,8 @@ from typing import Any
 
 import msgspec
 
-from exporter.rounds import Books, Rounds
+from exporter.books import Books
+from exporter.rounds import Rounds
 from ledger import keys
 from ledger.clock import parse_time
 from ledger.model import Observation, RatePlan, RateTable, Snapshot

@@ -19,6 +19,7 @@ from config.rates import load_rates, parse_rates
 from config.reload import Reloader
 from config.settings import Settings
 from config.sources import ApoloSource as ApoloSettings
+from exporter.books import Books
 from exporter.charge_back import ChargeBack
 from exporter.factory import make_sources
 from exporter.health import LedgerHealth
@@ -26,7 +27,7 @@ from exporter.ledger_text import LedgerText
 from exporter.operations import Operations
 from exporter.rates import RatesInForce
 from exporter.retire import retire_idle, retire_old
-from exporter.rounds import Books, RoundReport, Rounds
+from exporter.rounds import RoundReport, Rounds
 from exporter.schedule import Schedule
 from exporter.server import Answers, application, listening
 from exporter.source_rounds import RatesOfPlatform, SourceRounds

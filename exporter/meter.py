@@ -52,6 +52,15 @@ class Meter:
         self.too_late = 0
         """How many runs came so late that they were not charged any more, each counted once."""
 
+    def let_go(self, state: OrgState, moved: list[tuple[Run, Observation]], snapshot: Snapshot) -> Plan:
+        """Close runs that belong to other orgs from this snapshot on."""
+        plan = Plan(state.name, self.source)
+        mark = state.marks.get(self.source)
+        for run, observation in moved:
+            run.stamp = self.matcher.round
+            self._move_out(plan, state, run, observation, mark, snapshot.taken_us)
+        return plan
+
     def partial(self, state: OrgState, work: OrgWork, snapshot: Snapshot, lines: Lines) -> Plan:
         """Take up what is new and changed, and leave the runs that go on for `plan`."""
         plan = Plan(state.name, self.source)
@@ -60,9 +69,6 @@ class Meter:
 
     def _take_up(self, plan: Plan, state: OrgState, work: OrgWork, snapshot: Snapshot, lines: Lines) -> None:
         mark = state.marks.get(self.source)
-        for run, observation in work.moved:
-            run.stamp = self.matcher.round
-            self._move_out(plan, state, run, observation, mark, snapshot.taken_us)
         if work.settles:
             plan.settled.extend(self._hold_of(observation) for observation in work.over)
         for run, observation in work.changed:
@@ -299,7 +305,6 @@ class Meter:
         run.until_us = max(until, taken)
         run.state = GONE
         self._close(plan, state, run)
-        del self.matcher.closed[state.name, run.key]  # should it come back, the ledger is asked who is charged by then
 
     def _close(self, plan: Plan, state: OrgState, run: Run) -> None:
         plan.ended[run.field] = run.encode()
@@ -310,9 +315,10 @@ class Meter:
         latest = state.latest.get(self.source, {})
         if latest.get(run.key[:2]) is run:
             del latest[run.key[:2]]
-        self.matcher.closed[state.name, run.key] = run
-        if run.state == GONE:
-            self.matcher.unwatch(run)
+        if run.state == ENDED:
+            self.matcher.closed[state.name, run.key] = run
+        else:
+            self.matcher.unwatch(run)  # should it come back, the ledger is asked who is charged by then
 
     def _note_too_late(self, observation: Observation) -> None:
         key = key_of(observation)

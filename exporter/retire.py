@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Collection, Container
 
-from exporter.rounds import TRIES, Books
+from exporter.books import Books
+from exporter.rounds import TRIES
 from ledger.errors import CreditsError
 from ledger.plan import Plan
 

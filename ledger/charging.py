@@ -26,20 +26,24 @@ BATCH = 5000
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who is charged for a workload: the org, since when, and what was carried over from the org before."""
+    """Who is charged for a workload: the org, since when, and what was carried over from the org before.
+
+    `formers`: the orgs that it was claimed for before, back to the one that was charged for it last.
+    """
 
     org: str
     since_us: int = 0
     carry: int = 0
     leg: int = 0
+    formers: tuple[str, ...] = ()
 
     def encode(self) -> str:
-        return keys.US.join((self.org, str(self.since_us), str(self.carry), str(self.leg)))
+        return keys.US.join((self.org, str(self.since_us), str(self.carry), str(self.leg), *self.formers))
 
     @classmethod
     def decode(cls, data: bytes) -> Claim:
-        org, since, carry, leg = data.decode().split(keys.US)
-        return cls(org, int(since), int(carry), int(leg))
+        org, since, carry, leg, *formers = data.decode().split(keys.US)
+        return cls(org, int(since), int(carry), int(leg), tuple(formers))
 
 
 class Charging:

@@ -24,7 +24,8 @@ from console.stripe_provider import StripeProvider
 from enforcer.access import token_of
 from enforcer.app import build_app
 from enforcer.failures import Failures
-from exporter.rounds import Books, Rounds
+from exporter.books import Books
+from exporter.rounds import Rounds
 from exporter.sources.base import Source
 from exporter.sources.simulated import SimulatedSource
 from ledger.clock import parse_time

@@ -23,7 +23,8 @@ from typing import Any, ClassVar
 
 from redis.asyncio import UnixDomainSocketConnection
 
-from exporter.rounds import Books, Rounds
+from exporter.books import Books
+from exporter.rounds import Rounds
 from ledger.admission import AdmissionRequest, Terms
 from ledger.errors import LedgerUnavailable
 from ledger.store import Ledger, open_ledger

@@ -9,7 +9,8 @@ from enforcer.actions.base import ActionError, Outcome
 from enforcer.metrics import EnforcerMetrics
 from enforcer.reaper import Reaper
 from enforcer.stages import Policy
-from exporter.rounds import Books, Rounds
+from exporter.books import Books
+from exporter.rounds import Rounds
 from ledger.connect import Client
 from ledger.model import Kind, Observation, RatePlan, RateTable, Snapshot
 from ledger.store import Ledger

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from exporter.rounds import Books, Rounds
+from exporter.books import Books
+from exporter.rounds import Rounds
 from ledger.connect import connect
 from ledger.model import Observation, RatePlan, RateTable, Snapshot
 from ledger.store import Ledger, open_ledger

@@ -18,8 +18,9 @@ from config.sources import ApoloSource as ApoloSettings
 from config.sources import ChargeBack as ChargeBackSettings
 from config.values import Secret
 from exporter.app import exporting, run_once
+from exporter.books import Books
 from exporter.charge_back import ChargeBack
-from exporter.rounds import Books, Rounds
+from exporter.rounds import Rounds
 from exporter.sources.apolo import ApoloSource
 from exporter.sources.base import SourceError
 from ledger.charge_back import ChargeBacks, Progress

@@ -20,7 +20,8 @@ from config.sources import ApoloSource as ApoloSettings
 from config.sources import KubernetesSource as KubernetesSettings
 from config.sources import SlurmSource as SlurmSettings
 from config.values import Secret
-from exporter.rounds import Books, Rounds
+from exporter.books import Books
+from exporter.rounds import Rounds
 from exporter.sources.apolo import ApoloSource
 from exporter.sources.base import Source, SourceError
 from exporter.sources.kubernetes import KubernetesSource

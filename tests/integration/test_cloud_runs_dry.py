@@ -17,7 +17,8 @@ from enforcer.actions.kubernetes import REASON_ANNOTATION
 from enforcer.metrics import EnforcerMetrics
 from enforcer.reaper import Reaper
 from enforcer.stages import Policy
-from exporter.rounds import Books, Rounds
+from exporter.books import Books
+from exporter.rounds import Rounds
 from exporter.sources.apolo import ApoloSource
 from exporter.sources.kubernetes import KubernetesSource
 from ledger.connect import connect

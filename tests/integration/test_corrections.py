@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.rounds import Books, Rounds
+from exporter.books import Books
+from exporter.rounds import Rounds
 from ledger.connect import Client, connect
 from ledger.corrections import CorrectionReceipt
 from ledger.errors import IdempotencyConflict, InvalidRequest

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from exporter.books import Books
 from exporter.health import LedgerHealth
 from exporter.rates import RatesInForce
-from exporter.rounds import Books, Rounds
+from exporter.rounds import Rounds
 from exporter.schedule import Schedule
 from exporter.source_rounds import SourceRounds
 from exporter.sources.base import SourceError

@@ -22,7 +22,8 @@ from config.settings import AdmissionSettings, Settings
 from config.sources import ApoloSource, KubernetesSource, PresetSize
 from config.values import Secret
 from enforcer.app import DESK, build_app
-from exporter.rounds import Books, Rounds
+from exporter.books import Books
+from exporter.rounds import Rounds
 from ledger import keys
 from ledger.connect import Client
 from ledger.model import Observation, RatePlan, RateTable, Snapshot
@@ -155,9 +156,15 @@ async def test_a_dry_run_holds_nothing(hook: Webhook) -> None:
 PAYLOADS = Path(__file__).parents[1] / "payloads/kubernetes"
 RATE = 4  # credits an hour of preset small
 HELD = {
-    "pod-of-the-platform": 1.0, "pod-of-a-job": 1.0, "job": 2 * RATE * 90 / 3600, "pod-by-hand-dry-run": 0.0,
-    "pod-changed": 0.0, "pod-deleted": 0.0, "pod-evicted": 0.0, "job-scaled": 0.0,
-}  # fmt: skip
+    "pod-of-the-platform": 1.0, "pod-of-a-job": 1.0, "pod-of-a-deployment": 1.0, "pod-by-hand-generated-name": 1.0,
+    "job": 2 * RATE * 90 / 3600, "by-hand/job": 2 * RATE * 90 / 3600, "by-hand/pod-of-a-job": 1.0,
+} | dict.fromkeys(
+    (
+        "pod-by-hand-dry-run", "pod-changed", "pod-deleted", "pod-evicted", "pod-bound", "pod-entered", "job-scaled",
+        "deployment-scaled", "pod-of-the-system",
+    ),
+    0.0,
+)  # fmt: skip
 
 
 def payload(name: str) -> dict[str, Any]:
@@ -166,19 +173,21 @@ def payload(name: str) -> dict[str, Any]:
 
 
 def test_every_payload_has_its_line() -> None:
-    assert {path.stem for path in PAYLOADS.glob("*.json")} - {"admission-review-v1.schema"} == HELD.keys()
+    there = {path.relative_to(PAYLOADS).with_suffix("").as_posix() for path in PAYLOADS.rglob("*.json")}
+    assert there - {"admission-review-v1.schema"} == HELD.keys()
 
 
 @pytest.mark.parametrize(("name", "wanted"), HELD.items())
-async def test_requests_as_an_api_server_sends_them(hook: Webhook, name: str, wanted: float) -> None:
+async def test_requests_that_an_api_server_sent(hook: Webhook, name: str, wanted: float) -> None:
     assert (await hook.ask(payload(name)))["allowed"]  # which checks both against the schema
     assert await hook.held() == round(wanted * CREDIT)
 
 
-async def test_a_job_as_an_api_server_sends_it_shares_its_hold_with_its_pods(hook: Webhook) -> None:
-    assert (await hook.ask(payload("job")))["allowed"]
+@pytest.mark.parametrize("folder", ["", "by-hand/"])
+async def test_a_job_as_an_api_server_sends_it_shares_its_hold_with_its_pods(hook: Webhook, folder: str) -> None:
+    assert (await hook.ask(payload(f"{folder}job")))["allowed"]
     before = await hook.held()
-    assert (await hook.ask(payload("pod-of-a-job")))["allowed"]
+    assert (await hook.ask(payload(f"{folder}pod-of-a-job")))["allowed"]
     assert await hook.held() == before // 2 + CREDIT  # the pod has no deadline of its own
 
 

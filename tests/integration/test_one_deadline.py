@@ -24,7 +24,7 @@ from config.values import Address, Secret
 from enforcer.admission.desk import Desk
 from enforcer.app import DESK, build_app
 from enforcer.server import serving
-from exporter.rounds import Books, Rounds
+from exporter.books import Books, Rounds
 from ledger.connect import connect
 from ledger.model import Observation, RatePlan, RateTable, Snapshot
 from ledger.store import Ledger

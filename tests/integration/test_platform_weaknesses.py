@@ -19,7 +19,8 @@ from enforcer.app import build_app
 from enforcer.metrics import EnforcerMetrics
 from enforcer.reaper import Reaper
 from enforcer.stages import Policy, Stage
-from exporter.rounds import Books, Rounds
+from exporter.books import Books
+from exporter.rounds import Rounds
 from ledger.admission import AdmissionRequest, Decision
 from ledger.model import Code, Observation, RateTable
 from ledger.usage import UsageQuery, usage

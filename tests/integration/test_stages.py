@@ -23,7 +23,8 @@ from enforcer.metrics import STAGE
 from enforcer.notify import EVENT, SIGNATURE, Notifier, sign
 from enforcer.stages import Policy, Stage, TierFacts, decide
 from exporter import metric_names
-from exporter.rounds import Books, Rounds
+from exporter.books import Books
+from exporter.rounds import Rounds
 from ledger.admission import AdmissionRequest
 from ledger.connect import Client
 from ledger.exhaustion import TierState

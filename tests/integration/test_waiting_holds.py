@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from exporter.books import Books
 from exporter.health import LedgerHealth
-from exporter.rounds import Books, Rounds
+from exporter.rounds import Rounds
 from exporter.source_rounds import SourceRounds
 from ledger.admission import AdmissionRequest, Decision
 from ledger.connect import Client

@@ -1,0 +1,197 @@
+"""Who is charged for a workload, and how another org takes it over, whatever other exporters do meanwhile.
+
+Orgs are committed one by one, so no single write moves a workload from one to another. Instead each exporter goes
+through the same steps, and any other one can go on from wherever it stopped:
+
+1. the org it leaves lets go: its run is closed, charged up to an instant;
+2. the claim says who is charged from that instant on (compared and set: of two exporters one wins);
+3. that org is fenced, by a commit of nothing: what an exporter that read it before the claim was written is still
+   about to commit is refused from then on, so that it cannot open the run there again;
+4. the org it belongs to now begins to charge it.
+
+Whoever opens a run therefore read the org's state before the claim that allows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from exporter.books import Books
+from exporter.matching import Lines, OrgWork, Origin
+from exporter.meter import Meter, facts
+from ledger.charging import Claim
+from ledger.model import Observation, Snapshot
+from ledger.money import COST_DENOMINATOR
+from ledger.plan import Plan
+from ledger.runs import GONE, Run, RunKey, cumulative, key_of
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """What has to be so before an org opens a run: this claim; orgs that let go, and cannot open it again.
+
+    `leaves`: the org that is to let go in this very round.
+    """
+
+    before: Claim
+    claim: Claim
+    leaves: str | None = None
+
+
+@dataclass(slots=True)
+class Takeovers:
+    """By org and run. `contested`: orgs of which another exporter claimed a workload at the same time."""
+
+    wanted: dict[str, dict[RunKey, Takeover]] = field(default_factory=dict)
+    contested: set[str] = field(default_factory=set)
+
+
+class TakeoverDesk:
+    """Knows who is charged for the workloads of one source."""
+
+    def __init__(self, books: Books, meter: Meter) -> None:
+        self._books = books
+        self._charging = books.ledger.charging
+        self._meter = meter
+
+    async def find(self, work: dict[str, OrgWork], snapshot: Snapshot, lines: Lines) -> Takeovers:
+        """Look up what is new to memory: what was charged before, what is to be taken over, what is not to be."""
+        charging, cluster = self._charging, self._meter.cluster
+        found = Takeovers()
+        for org, part in list(work.items()):
+            if not part.new:
+                if part.over:
+                    part.settles, _ = await charging.hold_limits(org, cluster, [])
+                continue
+            by_key = {key_of(observation): observation for observation in part.new}
+            known = await charging.find_ended(org, cluster, list(by_key))
+            claims = await charging.find_claims(cluster, list(by_key))
+            fresh: dict[RunKey, tuple[Claim | None, Claim]] = {}
+            wanted: dict[RunKey, Takeover] = {}
+            for key in list(by_key):
+                claim, former = claims.get(key), known.get(key)
+                if claim is None and former is None:
+                    fresh[key] = None, Claim(org)
+                elif claim is not None and (claim.org != org or _is_unopened(claim, former)):
+                    change = await self._take_over(work, org, claim, by_key[key], snapshot, lines)
+                    if change is None:
+                        del by_key[key]  # it stays with the org that was charged for it
+                        continue
+                    part.origins[key], wanted[key] = change
+                    if former is not None:
+                        part.former[key] = former
+                elif former is not None:
+                    if former.state == GONE and claim is not None and claim.since_us < former.until_us:
+                        # An exporter that moved it out may be about to go on by a claim that is out of date now.
+                        wanted[key] = Takeover(claim, Claim(org, former.until_us, 0, former.leg))
+                    self._meter.matcher.know_closed(former, lines, await self._books.row(org, former.row))
+                    part.changed.append((former, by_key.pop(key)))
+            for key in await charging.claim(cluster, fresh):
+                del by_key[key]
+                found.contested.add(org)
+            part.new = list(by_key.values())
+            if wanted:
+                found.wanted[org] = wanted
+            part.settles, part.limits = await charging.hold_limits(
+                org, cluster, [(observation.id, observation.hold_id) for observation in part.new]
+            )
+        return found
+
+    async def secure(self, work: dict[str, OrgWork], found: Takeovers, kept: set[str]) -> set[str]:
+        """Write the claims and fence the orgs before, once they let go; what cannot be had is taken out of `work`.
+
+        `kept`: orgs that did not let go. Returns the orgs of which something was taken out: look at them again.
+        """
+        refused: dict[str, set[RunKey]] = {}
+        fences: set[str] = set()
+        for org, wanted in found.wanted.items():
+            refused[org] = {key for key, takeover in wanted.items() if takeover.leaves in kept}
+            claims: dict[RunKey, tuple[Claim | None, Claim]] = {
+                key: (takeover.before, takeover.claim)
+                for key, takeover in wanted.items()
+                if key not in refused[org] and takeover.before != takeover.claim
+            }
+            refused[org] |= await self._charging.claim(self._meter.cluster, claims)
+            fences.update(former for key in wanted.keys() - refused[org] for former in wanted[key].claim.formers)
+        unfenced = {org for org in sorted(fences) if not await self._fence(org)}
+        for org, wanted in found.wanted.items():
+            refused[org] |= {key for key, takeover in wanted.items() if unfenced.intersection(takeover.claim.formers)}
+            part = work[org]
+            part.new = [observation for observation in part.new if key_of(observation) not in refused[org]]
+            part.changed = [(run, observation) for run, observation in part.changed if run.key not in refused[org]]
+        return {org for org, keys in refused.items() if keys}
+
+    async def _fence(self, org: str) -> bool:
+        """Refuse what others may be about to commit for an org; False: they committed first."""
+        async with self._books.lock(org):
+            state = await self._books.have(org)
+            if await self._charging.commit(Plan(org, self._meter.source), state):
+                return True
+            self._books.doubt([org])
+            return False
+
+    async def _take_over(
+        self,
+        work: dict[str, OrgWork],
+        org: str,
+        claim: Claim,
+        observation: Observation,
+        snapshot: Snapshot,
+        lines: Lines,
+    ) -> tuple[Origin, Takeover] | None:
+        """Where an org begins to be charged for what another org was charged for; None if it does not.
+
+        What is over stays with the org that it was charged to, whatever the scheduler calls it by now; and an
+        older snapshot does not take back what a newer one said.
+        """
+        key, taken = key_of(observation), snapshot.taken_us
+        if claim.since_us > taken:
+            return None
+        name, run, mark = await self._holder(claim, key)
+        leaves = name if run is not None else None
+        if run is None and claim.org != org:
+            run = (await self._charging.find_ended(claim.org, self._meter.cluster, [key])).get(key)
+            if run is not None and _is_unopened(claim, run):
+                run = None
+            if run is not None:
+                row = await self._books.row(claim.org, run.row)
+                run.line = lines(row.kind, row.resource, row.app, run.bills_app)
+        if run is None:  # claimed, but never charged
+            formers = claim.formers if claim.org == org else (claim.org, *claim.formers)
+            origin = Origin(claim.since_us, claim.carry, claim.leg)
+        elif observation.ended_us is not None and name == claim.org:
+            work.setdefault(name, OrgWork()).changed.append((run, msgspec.structs.replace(observation, org=name)))
+            return None
+        else:
+            until = run.charged_until(mark)
+            if taken < until:
+                return None
+            at, ended, suspended = until, run.ended_us, run.suspended
+            if leaves is not None:
+                at, (ended, suspended) = taken, facts(run, observation, until, taken)
+                work.setdefault(name, OrgWork()).moved.append((run, observation))
+            cost, _ = cumulative(run.points, ended, suspended, run.line, at)
+            formers, origin = (name,), Origin(at, cost % COST_DENOMINATOR, run.leg + 1)
+        others = tuple(former for former in dict.fromkeys(formers) if former != org)
+        return origin, Takeover(claim, Claim(org, origin.at, origin.carry, origin.leg, others), leaves)
+
+    async def _holder(self, claim: Claim, key: RunKey) -> tuple[str, Run | None, int | None]:
+        """(org, run, mark) of the run that is open; else the org that has the claim, None, and its mark.
+
+        That is the org that has the claim, or, until this one opened it, one before it: an exporter committed
+        there just before the fence.
+        """
+        source = self._meter.source
+        for name in (claim.org, *claim.formers):
+            state = await self._books.have(name)
+            run = state.runs.get(source, {}).get(key)
+            if run is not None:
+                return name, run, state.marks.get(source)
+        return claim.org, None, (await self._books.have(claim.org)).marks.get(source)
+
+
+def _is_unopened(claim: Claim, former: Run | None) -> bool:
+    """Whether an org was not charged yet under the claim that it has."""
+    return former is None or former.until_us < claim.since_us
