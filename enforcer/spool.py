@@ -1,7 +1,8 @@
 """What was let through while the ledger was away, on disk: it outlives the process until the ledger has it.
 
 A file of JSON lines: what was let through, each on disk before its job is told yes, and the ids of what the ledger
-has by now. Once it has all, the file is emptied.
+has by now. Once it has all, the file is emptied. Only a thread touches the file, so that a disk that takes its time
+keeps nobody waiting but those whose line it is.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Spool:
         self.waiting: deque[LetThrough] = deque()
         self._path = path
         self._file: int | None = None
-        self._lines: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._lines: list[tuple[bytes, asyncio.Future[None] | None]] = []
         self._writer: asyncio.Task[None] | None = None
         self._coming = 0
         self._is_torn = False
@@ -80,9 +81,7 @@ class Spool:
             self.waiting.append(item)
             return
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._lines.append((_encode(_Line(kept=item)) + b"\n", written))
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write())
+        self._put(_Line(kept=item), written)
         self._coming += 1
         try:
             await asyncio.shield(written)
@@ -98,9 +97,8 @@ class Spool:
     def done(self) -> None:
         """The ledger has the first that waits. Should this mark get lost, it is written to the ledger once more."""
         item = self.waiting.popleft()
-        self._mark(item.id)
-        if not self.waiting and not self._coming and self._file is not None:
-            os.ftruncate(self._file, 0)
+        if self._file is not None:
+            self._put(_Line(done=item.id))
 
     async def close(self) -> None:
         """What waits is taken up at the next start."""
@@ -141,41 +139,53 @@ class Spool:
     def _take_back(self, name: str, written: asyncio.Future[None]) -> None:
         """Nobody was told yes."""
         if written.exception() is None:
-            self._mark(name)
+            self._put(_Line(done=name))
 
-    def _mark(self, name: str) -> None:
-        if self._file is not None:
-            line = _encode(_Line(done=name)) + b"\n"
-            try:
-                self._is_torn |= os.write(self._file, line) < len(line)
-            except OSError as error:
-                log.error("%s cannot be written: %s", self._path, error.strerror or error)
+    def _put(self, line: _Line, written: asyncio.Future[None] | None = None) -> None:
+        self._lines.append((_encode(line) + b"\n", written))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
 
     async def _write(self) -> None:
         while self._lines:
             lines, self._lines = self._lines, []
+            data = b"".join(line for line, _ in lines)
+            awaited = [written for _, written in lines if written is not None]
             try:
-                await asyncio.to_thread(self._append, b"".join(line for line, _ in lines))
+                if self.waiting or self._coming:
+                    await asyncio.to_thread(self._append, data, bool(awaited))
+                else:  # as good as the marks
+                    await asyncio.to_thread(self._empty)
             except OSError as error:
-                for _, written in lines:
+                if len(awaited) < len(lines):
+                    log.error("%s cannot be written: %s", self._path, error.strerror or error)
+                for written in awaited:
                     written.set_exception(error)
             else:
-                for _, written in lines:
+                for written in awaited:
                     written.set_result(None)
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: bytes, to_disk: bool) -> None:
         assert self._file is not None
-        size = os.fstat(self._file).st_size
-        if self._is_torn:
+        size, was_torn = os.fstat(self._file).st_size, self._is_torn
+        if was_torn:
             data = b"\n" + data
-        if size + len(data) > _BYTES_MAX:
+        if to_disk and size + len(data) > _BYTES_MAX:
             raise OSError(f"it would be larger than {_BYTES_MAX} bytes")
+        self._is_torn = True
         try:
             rest = memoryview(data)
             while rest:
                 rest = rest[os.write(self._file, rest) :]
-            os.fsync(self._file)
+            if to_disk:
+                os.fsync(self._file)
             self._is_torn = False
         except OSError:
             os.ftruncate(self._file, size)  # no half a line for others to go on from
+            self._is_torn = was_torn
             raise
+
+    def _empty(self) -> None:
+        assert self._file is not None
+        os.ftruncate(self._file, 0)
+        self._is_torn = False

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -159,6 +160,38 @@ async def test_what_cannot_be_kept_is_not_let_through(
     await again.close()
 
 
+async def test_a_disk_that_hangs_keeps_nobody_longer_than_the_time_set(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+
+    def hang(what: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            assert goes_on.wait(20)
+            return what(*arguments)
+
+        return call
+
+    loop = asyncio.get_running_loop()
+    async with a_desk(client, tmp_path / "spool", decision_seconds=0.3) as desk:
+        desk.aftermath.is_away = True
+        assert (await ask(desk)).allowed
+        for name in ("fsync", "write", "ftruncate"):
+            monkeypatch.setattr(os, name, hang(getattr(os, name)))
+        start = loop.time()
+        answers = await asyncio.gather(*(ask(desk) for _ in range(5)))
+        assert loop.time() - start < 0.6
+        assert {(answer.allowed, answer.code) for answer in answers} == {(False, Code.LEDGER_UNAVAILABLE)}
+        start = loop.time()
+        desk.aftermath._spool.done()  # the ledger has the first one
+        await asyncio.sleep(0)
+        assert loop.time() - start < 0.3
+        goes_on.set()
+    again = Spool(tmp_path / "spool")
+    assert not again.waiting
+    await again.close()
+
+
 async def test_two_enforcers_do_not_share_a_file(tmp_path: Path) -> None:
     one = Spool(tmp_path / "spool")
     with pytest.raises(InvalidRequest, match="another enforcer"):
@@ -180,6 +213,8 @@ def test_after_a_cut_anywhere_what_was_written_whole_is_there(
                 await spool.keep(item(number))
             elif len(spool.waiting) > 1:  # with the last one the file is emptied
                 spool.done()
+                assert spool._writer is not None
+                await spool._writer
             states.append((path.stat().st_size, [one.id for one in spool.waiting]))
         await spool.close()
         size = int(path.stat().st_size * part)
@@ -215,8 +250,22 @@ async def test_a_mark_that_a_full_disk_cut_short_spoils_no_other(
     spool, write = Spool(tmp_path / "spool"), os.write
     for number in (1, 2):
         await spool.keep(item(number))
-    monkeypatch.setattr("os.write", lambda file, data: write(file, data[:9]))
+    cut_short = [False]
+
+    def fill(file: int, data: bytes) -> int:
+        if cut_short[0]:
+            raise OSError(28, "No space left on device")
+        cut_short[0] = True
+        return write(file, data[:9])
+
+    def fail(file: int, size: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.write", fill)
+    monkeypatch.setattr("os.ftruncate", fail)
     spool.done()
+    assert spool._writer is not None
+    await spool._writer
     monkeypatch.undo()
     await spool.keep(item(3))  # there is room again
     await spool.close()
