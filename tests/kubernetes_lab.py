@@ -69,6 +69,7 @@ class KubernetesLab:
 
     def start(self) -> KubernetesLab:
         """Everything up, with the rights that the documentation says."""
+        self.base.mkdir(parents=True, exist_ok=True)
         make_pair(self.base / "tls", ["127.0.0.1", "kubernetes.default.svc"])
         subprocess.run(
             ["openssl", "genrsa", "-out", str(self.base / "accounts.key"), "2048"], check=True, capture_output=True

@@ -136,8 +136,8 @@ def _binding(role: str) -> Body:
 
 
 @contextmanager
-def recorded(base: Path, kube: KubernetesLab, namespace: str) -> Iterator[list[Body]]:
-    """The reviews that the API server sends about pods, jobs and their parts in a namespace, as they come."""
+def recorded(base: Path, kube: KubernetesLab, *namespaces: str) -> Iterator[list[Body]]:
+    """The reviews that the API server sends about pods, jobs and their parts in some namespaces, as they come."""
     found: list[Body] = []
 
     class Recorder(BaseHTTPRequestHandler):
@@ -175,7 +175,7 @@ def recorded(base: Path, kube: KubernetesLab, namespace: str) -> Iterator[list[B
     webhook = configuration["webhooks"][0]
     configuration["webhooks"] = [webhook]
     webhook["name"] = "recorder.credits.apolo.us"
-    webhook["namespaceSelector"] = {"matchLabels": {"recorded": namespace}}
+    webhook["namespaceSelector"] = {"matchLabels": {"recorded": "yes"}}
     for rule in webhook["rules"]:
         rule["operations"] = ["CREATE", "UPDATE", "DELETE", "CONNECT"]
         rule["resources"] = [name + part for name in rule["resources"] for part in ("", "/*")]
@@ -186,7 +186,7 @@ def recorded(base: Path, kube: KubernetesLab, namespace: str) -> Iterator[list[B
         }
     )  # fmt: skip
     kube.apply(configuration)
-    kube.kubectl("label", "namespace", namespace, f"recorded={namespace}")
+    kube.kubectl("label", "namespace", *namespaces, "recorded=yes")
     try:
         yield found
     finally:
