@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,6 +63,8 @@ class Spool:
         self.waiting: deque[LetThrough] = deque()
         self._path = path
         self._file: int | None = None
+        # One of its own: others may all be waiting for a resolver that does not answer, as the ledger does not.
+        self._thread = ThreadPoolExecutor(1, "let-through")
         self._lines: list[tuple[bytes, asyncio.Future[None] | None]] = []
         self._writer: asyncio.Task[None] | None = None
         self._coming = 0
@@ -107,6 +110,7 @@ class Spool:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+        self._thread.shutdown(wait=False)
 
     def _open(self, path: Path) -> None:
         try:
@@ -149,13 +153,13 @@ class Spool:
     async def _write(self) -> None:
         while self._lines:
             lines, self._lines = self._lines, []
-            data = b"".join(line for line, _ in lines)
+            data, loop = b"".join(line for line, _ in lines), asyncio.get_running_loop()
             awaited = [written for _, written in lines if written is not None]
             try:
                 if self.waiting or self._coming:
-                    await asyncio.to_thread(self._append, data, bool(awaited))
+                    await loop.run_in_executor(self._thread, self._append, data, bool(awaited))
                 else:  # as good as the marks
-                    await asyncio.to_thread(self._empty)
+                    await loop.run_in_executor(self._thread, self._empty)
             except OSError as error:
                 if len(awaited) < len(lines):
                     log.error("%s cannot be written: %s", self._path, error.strerror or error)

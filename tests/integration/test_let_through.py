@@ -175,6 +175,7 @@ async def test_a_disk_that_hangs_keeps_nobody_longer_than_the_time_set(
     loop = asyncio.get_running_loop()
     async with a_desk(client, tmp_path / "spool", decision_seconds=0.3) as desk:
         desk.aftermath.is_away = True
+        resolving = [loop.run_in_executor(None, goes_on.wait, 20) for _ in range(40)]
         assert (await ask(desk)).allowed
         for name in ("fsync", "write", "ftruncate"):
             monkeypatch.setattr(os, name, hang(getattr(os, name)))
@@ -187,6 +188,7 @@ async def test_a_disk_that_hangs_keeps_nobody_longer_than_the_time_set(
         await asyncio.sleep(0)
         assert loop.time() - start < 0.3
         goes_on.set()
+        await asyncio.gather(*resolving)
     again = Spool(tmp_path / "spool")
     assert not again.waiting
     await again.close()
