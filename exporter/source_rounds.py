@@ -16,12 +16,14 @@ from ledger.clock import Clock, now_us
 from ledger.errors import LedgerUnavailable
 from ledger.model import RateTable, Snapshot
 from ledger.money import HOUR_US
-from ledger.waiting_holds import WaitingHolds
+from ledger.waiting_holds import Listing, WaitingHolds
 
 FETCH_SECONDS: Final = 900.0
 """Sources bound their own calls; this is for what none of them thought of."""
 _AHEAD_US: Final = HOUR_US // 12
 """How far a source's clock may be ahead of ours before that is told: five minutes."""
+_UNLISTED_US: Final = 30_000_000
+"""How long a hold lives on at least, once a list leaves its work out."""
 log = logging.getLogger(__name__)
 
 
@@ -56,13 +58,14 @@ class SourceRounds:
         self._clock = clock
         self._fetch_seconds = fetch_seconds
         self._waiting = WaitingHolds(
-            rounds.ledger.client, rounds.meter.hold_us, rounds.ledger.clock, cluster=source.cluster
+            rounds.ledger.client, rounds.meter.hold_us, rounds.ledger.clock, source.cluster, source.name
         )
         self._once = Once(f"Source {source.name}")
         self._task: asyncio.Task[None] | None = None
         self._committing = False
         self._given_up = False
         self._told_ahead = False
+        self._ended_holds: float | None = None
 
     async def run(self) -> None:
         """One round; what goes wrong is shown, and the next one tries again."""
@@ -174,9 +177,32 @@ class SourceRounds:
         # First, so that no trouble with one org lets another's holds expire.
         await self._waiting.keep(snapshot.pending_holds, self._rounds.books.states, snapshot.pending)
         try:
-            return await self._rounds.take(snapshot, since)
+            report = await self._rounds.take(snapshot, since)
         except BaseException:
             # It may have ended between two changes in memory: what the ledger has is read again.
             books = self._rounds.books
             books.doubt(books.states)
             raise
+        await self._end_unlisted(snapshot, report)
+        return report
+
+    async def _end_unlisted(self, snapshot: Snapshot, report: RoundReport) -> None:
+        """Holds of what was refused by the scheduler itself, was cancelled, or is charged already."""
+        if snapshot.lists_waiting is None:
+            return
+        now, before = time.monotonic(), self._ended_holds
+        self._ended_holds = now
+        # Two rounds more, so that one that was left out by mistake is found again.
+        life_us = _UNLISTED_US if before is None else max(_UNLISTED_US, round((now - before) * 2_000_000))
+        window_us = self._rounds.meter.hold_us
+        life_us = min(life_us, window_us or life_us) if snapshot.lists_waiting else max(life_us, window_us)
+        taken_us = snapshot.taken_us
+        starting = [
+            one
+            for one in snapshot.workloads
+            if one.ended_us is None and (one.started_us is None or one.started_us > taken_us)
+        ]
+        holds = snapshot.pending_holds.union(one.hold_id for one in starting if one.hold_id is not None)
+        work = {name for _, name in snapshot.pending}.union(one.id for one in starting if one.kind != "storage")
+        orgs = self._rounds.books.states.keys() - set(report.failed)
+        await self._waiting.end_unlisted(orgs, Listing(taken_us, holds, work), life_us)

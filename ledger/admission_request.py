@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
+
+LISTED_US: Final = 86_400_000_000
+"""How long a hold lives whose work a source lists, without a word of that source: it says when it is over."""
 
 
 class AdmissionRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Work that wants to start, `count` times over (an array, replicas): all of it or none.
 
     `kind` is job or app; `preset` may be absent for an app that has a rate of its own. `replaces`: the hold that
-    the work has already (count None: as many as it has left). `owner`: id of the work it is a part of, whose
-    hold passes over. `hold_id`: that of the hold to make, so that a request can be repeated; "": a new one.
+    the work has already (count None: as many as it has left). `source`: name of the one that lists the work from when
+    it waits; "": nobody may, so its hold lives for no longer than the terms say. `owner`: id of the work it is a part
+    of, whose hold passes over. `hold_id`: that of the hold to make, so that a request can be repeated; "": a new one.
     """
 
     cluster: str
@@ -29,6 +34,7 @@ class AdmissionRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     replaces: str | None = None
     owner: str | None = None
     hold_id: str = ""
+    source: str = ""
     bills_app: bool = True
     """False where another workload carries the app's own rate (a pod of an app instance)."""
 

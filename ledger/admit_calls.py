@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ledger import keys
-from ledger.admission_request import AdmissionRequest, Terms
+from ledger.admission_request import LISTED_US, AdmissionRequest, Terms
 from ledger.budget_store import BudgetStore
 from ledger.budgets import Budget
 from ledger.clock import Clock, format_time
@@ -43,6 +43,7 @@ class _Hold(msgspec.Struct, gc=False):
     app: str | None
     kind: str
     at: str
+    source: str
 
 
 class _Cover(NamedTuple):
@@ -102,13 +103,15 @@ class AdmitCalls:
         tiers = keys.tier_fields(project, user)
         workload = f"{cluster}{keys.US}{request.workload_id}" if request.workload_id else ""
         owner = f"{cluster}{keys.US}{request.owner}" if request.owner else ""
-        hold, expires = request.hold_id or new_hold_id(org), now + terms.hold_us
+        hold = request.hold_id or new_hold_id(org)
+        expires = now + (max(terms.hold_us, LISTED_US) if request.source else terms.hold_us)
         # More than can be counted is more than anyone has; the script sees that it is.
         amount, units = min(amount_micro, MICRO_MAX + 1), min(request.count or 0, MICRO_MAX)
         record = _JSON.encode(
             _Hold(
                 str(amount), str(units or 1), tiers, workload or None, str(expires), request.max_runtime_us,
                 cluster, project, user, request.preset, request.app, request.kind, format_time(now),
+                request.source,
             )
         ).decode()  # fmt: skip
         names = _script_keys(org)

@@ -59,7 +59,8 @@ class Snapshot:
 
     `complete`: a running workload that is not listed has ended. `unbillable` counts records that could not
     be used, by reason; `examples` names some of them. `pending_holds` are holds whose jobs wait in the queue;
-    `pending` is (org, id) of work that waits there and names no hold.
+    `pending` is (org, id) of work that waits there and names no hold. `lists_waiting`: whether these are all that wait;
+    None: nobody counts on it that they are.
     """
 
     source: str
@@ -71,6 +72,7 @@ class Snapshot:
     pending_holds: frozenset[str] = frozenset()
     examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pending: frozenset[tuple[str, str]] = frozenset()
+    lists_waiting: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

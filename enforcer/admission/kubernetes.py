@@ -18,6 +18,7 @@ from config.preset_sizes import FittingPresets, rooms
 from config.sources import ApoloSource, KubernetesSource, SourceSettings
 from enforcer.access import ADMIN, CHALLENGE, SCHEDULER
 from enforcer.admission.desk import Desk
+from enforcer.admission.listing import PodListing
 from enforcer.admission.namespaces import NamespaceLabels
 from enforcer.admission.review import NotAReview, Work, parse_review, passes, review_answer, work_of
 from enforcer.bodies import read_bytes
@@ -54,6 +55,7 @@ class KubernetesApi:
         self._sources = {source.cluster: source for source in found}
         # Where the platform is asked for its jobs, their pods are left to it, and charged by the jobs' ids.
         self._by_job = {source.cluster for source in sources if isinstance(source, ApoloSource)}
+        self._listing = PodListing(sources)
         self._sizes = {source.cluster: FittingPresets(rooms(source.presets)) for source in found}
         self._aside_seconds = desk.settings.decision_seconds * _ASIDE_PART
         self._namespaces = {source.cluster: NamespaceLabels(source) for source in found}
@@ -102,6 +104,8 @@ class KubernetesApi:
             owner = await self._namespaces[settings.cluster].place(review.namespace or "", self._aside(until))
             by_job = settings.cluster in self._by_job
             work = work_of(review, settings, self._sizes[settings.cluster], owner or ("", ""), by_job=by_job)
+            if review.what == "pods":
+                work = replace(work, request=replace(work.request, source=self._listing.source_of(work)))
             decision = await self._decide(work, f"{review.who} ({settings.cluster})", until)
         except NotAReview as error:
             if not uid:
@@ -138,7 +142,7 @@ class KubernetesApi:
         goes_on = decision.allowed and decision.code is Code.OK and decision.required_micro and not decision.hold_id
         if goes_on and work.pod and not asked.dry_run and not await self._is_so(was_admitted, until):
             # The platform's job is charged already, and this is not its pod started anew: it is to pay for itself.
-            asked = replace(asked, workload_id=work.pod)
+            asked = replace(asked, workload_id=work.pod, source="")
             decision = await self._desk.decide(asked, who=who, via="kubernetes", until=until)
         # What is let through for another reason than that it is paid for is no more admitted than before.
         if identity and decision.allowed and decision.code is Code.OK and decision.hold_id:

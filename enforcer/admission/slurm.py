@@ -17,6 +17,7 @@ from config.sources import SlurmSource
 from enforcer.access import ADMIN, SCHEDULER, check_org, token_of
 from enforcer.admission.accounts_tree import AccountTree
 from enforcer.admission.desk import Desk
+from enforcer.admission.listing import only_one
 from enforcer.bodies import answer, read_bytes
 from enforcer.callers import WAITED
 from enforcer.problems import Problem
@@ -35,6 +36,7 @@ class SlurmApi:
     def __init__(self, desk: Desk, sources: Sequence[SlurmSource]) -> None:
         self._desk = desk
         self._sources = {source.cluster: source for source in sources}
+        self._listing = {cluster: source.name for cluster, source in only_one(SlurmSource, sources).items()}
         self.trees = {source.cluster: AccountTree(source) for source in sources}
 
     def routes(self) -> list[Route]:
@@ -87,6 +89,7 @@ class SlurmApi:
             max_runtime_us=None if not job.max_runtime_seconds else job.max_runtime_seconds * 1_000_000,
             count=job.count, replaces=held,
             workload_id=None if job.job_id is None or held else str(job.job_id),
+            source=self._listing.get(job.cluster, ""),
         )  # fmt: skip
         if not org:
             account = f"account {job.account!r:.80}" if job.account else "a job without an account"

@@ -147,6 +147,7 @@ class ApoloSource:
             unbillable=dict(found.unbillable),
             examples=found.unbillable.examples,
             pending=frozenset((job.org, job.id) for job in active.values() if job.started_us is None),
+            lists_waiting=found.sure,
         )
 
     async def _looks(self, since_us: int | None, taken_us: int) -> AsyncIterator[Verdict]:

@@ -124,6 +124,7 @@ class KubernetesSource:
             pending_holds=self._pods.waiting_holds(),
             pending=self._pods.waiting(),
             examples=unbillable.examples,
+            lists_waiting=self._pods.complete,
         )
 
     def versions(self) -> dict[str, str]:

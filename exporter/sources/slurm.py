@@ -85,7 +85,10 @@ class SlurmSource:
                 unbillable.add(verdict.reason, f"job {run.job_id} of account {run.account}, partition {run.partition}")
                 complete = complete and run.phase is Phase.ENDED
         holds = frozenset(run.hold_id for run in runs if run.phase is Phase.PENDING and run.hold_id)
-        return Snapshot(self.name, self.cluster, taken_us, workloads, complete, unbillable, holds, unbillable.examples)
+        return Snapshot(
+            self.name, self.cluster, taken_us, workloads, complete, unbillable, holds, unbillable.examples,
+            lists_waiting=malformed == 0,
+        )  # fmt: skip
 
     async def close(self) -> None:
         """Nothing is kept open between two fetches."""
