@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Final
 
 import msgspec
@@ -113,11 +114,12 @@ class AdmissionApi:
         hold_id = request.match_info["hold_id"]
         if len(hold_id) > HOLD_ID_MAX:
             raise Problem(404, "unknown_hold", "There is no such hold.")
-        orgs = await self._desk.ledger.accounts.orgs() if hold_id.startswith("::") else None
-        org = org_of_hold(hold_id, orgs)
-        check_org(token_of(request), org or "")  # first, so that it is not said whether an org is there
-        if org is None:
-            raise Problem(404, "unknown_hold", f"There is no hold {hold_id!r}.")
-        released = await self._desk.ledger.admissions.release(org, hold_id)
+        async with asyncio.timeout_at(self._desk.until(request.get(WAITED, 0.0))):
+            orgs = await self._desk.ledger.accounts.orgs() if hold_id.startswith("::") else None
+            org = org_of_hold(hold_id, orgs)
+            check_org(token_of(request), org or "")  # first, so that it is not said whether an org is there
+            if org is None:
+                raise Problem(404, "unknown_hold", f"There is no hold {hold_id!r}.")
+            released = await self._desk.ledger.admissions.release(org, hold_id)
         # Settled, expired and released holds are all over: asking again is no error.
         return answer({"hold_id": hold_id, "released": released is not None})

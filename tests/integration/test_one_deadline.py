@@ -24,7 +24,8 @@ from config.values import Address, Secret
 from enforcer.admission.desk import Desk
 from enforcer.app import DESK, build_app
 from enforcer.server import serving
-from exporter.books import Books, Rounds
+from exporter.books import Books
+from exporter.rounds import Rounds
 from ledger.connect import connect
 from ledger.model import Observation, RatePlan, RateTable, Snapshot
 from ledger.store import Ledger
@@ -168,6 +169,17 @@ async def test_a_quote_is_refused_in_time(make_server: Callable[..., ServerProce
             for _ in range(2):
                 status, problem = await here.on_time("/v1/quote", JOB)
                 assert (status, problem["code"]) == (503, "ledger_unavailable")
+
+
+@pytest.mark.usefixtures("looked_up_each_time")
+async def test_a_release_is_answered_in_time(make_server: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    async with enforcing(make_server(), tmp_path) as here:
+        hold = (await here.post("/v1/admission", JOB))[2]["hold_id"]
+        with here.stalled():
+            status, problem = await here.on_time(f"/v1/admission/{hold}/release", None)
+            assert (status, problem["code"]) == (503, "ledger_unavailable")
+        await here.post(f"/v1/admission/{hold}/release", None)
+        assert await here.held() == 0
 
 
 @pytest.mark.parametrize("path", [*QUESTIONS, "/v1/quote"])
