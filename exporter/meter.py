@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from exporter.matching import Lines, Matcher, OrgWork, units_of
 from exporter.set_aside import set_aside
-from exporter.slots import slots
+from exporter.slots import Cuts, slots
 from ledger import keys
 from ledger.model import Interval, Observation, Snapshot
 from ledger.money import COST_DENOMINATOR, HOUR_US
@@ -30,6 +30,7 @@ from ledger.runs import (
     key_of,
     merge_intervals,
     place_suspensions,
+    steady_from,
 )
 
 D = COST_DENOMINATOR
@@ -45,6 +46,7 @@ class Meter:
         self.epoch_us = epoch_us
         self.hold_us = hold_us
         self.matcher = Matcher(source, cluster, epoch_us)
+        self._cuts = Cuts((), (), 0)
         self._unpriced: set[RunKey] = set()
         self.unpriced = 0
         """How many runs were found without a rate so far, each counted once."""
@@ -243,7 +245,21 @@ class Meter:
         old_before = run.cumulative(min(since, until))
         # A run listed long after its end has nothing in the hours between.
         last = taken if ended is None else min(taken, hour_of(max(ended, until)) + HOUR_US)
-        for slot in slots(since, last, state.budgets, state.grant_edges):
+        cuts, steady_since = self._cuts_of(state, taken), max(until, run.points[-1][0])
+        while since < last:
+            cut = min(cuts.after(since), last)
+            if since % HOUR_US == 0 and since >= steady_since:
+                steady_until, is_billed = steady_from(since, ended, suspended, run.line)
+                hours = (min(cut, steady_until) - since) // HOUR_US
+                if hours:
+                    if is_billed:
+                        cost = (run.line.at(since) or 0) * run.points[-1][3] * HOUR_US
+                        plan.add_hours(since, hours, run.row, new_before[0], cost)
+                        new_before = new_before[0] + hours * cost, new_before[1] + hours * HOUR_US
+                    since += hours * HOUR_US
+                    continue
+            slot = since, min(cut, hour_of(since) + HOUR_US)
+            since = slot[1]
             new = cumulative(run.points, ended, suspended, run.line, slot[1])
             old = run.cumulative(min(slot[1], until)) if slot[0] < until else old_before
             micro = (new[0] // D - new_before[0] // D) - (old[0] // D - old_before[0] // D)
@@ -257,6 +273,12 @@ class Meter:
         if refunded:
             reason = "the scheduler corrected the start, end or suspension of a workload that was charged already"
             plan.corrections.append(Correction(run.id, state.rows[run.row], refunded, reason))
+
+    def _cuts_of(self, state: OrgState, until: int) -> Cuts:
+        cuts = self._cuts
+        if cuts.budgets is not state.budgets or cuts.edges is not state.grant_edges or cuts.until != until:
+            cuts = self._cuts = Cuts(state.budgets, state.grant_edges, until)
+        return cuts
 
     def _reattribute(
         self, plan: Plan, state: OrgState, run: Run, observation: Observation, taken: int, lines: Lines

@@ -12,13 +12,30 @@ from ledger.plan import Slot
 from ledger.runs import hour_of
 
 
-def slots(since: int, until: int, budgets: Iterable[Budget], edges: Sequence[int] = ()) -> list[Slot]:
-    """[since, until) cut at every full hour, every start of a budget's period and all of `edges` (ascending)."""
-    if since >= until:
-        return []
-    cuts = {until}
-    cuts.update(range(hour_of(since) + HOUR_US, until, HOUR_US))
-    cuts.update(edges[bisect_right(edges, since) : bisect_left(edges, until)])
+class Cuts:
+    """Where the charges of an org are cut between full hours, up to an instant."""
+
+    def __init__(self, budgets: Iterable[Budget], edges: Sequence[int], until: int) -> None:
+        self.budgets = budgets
+        self.edges = edges
+        self.until = until
+        self._since = until
+        self._cuts: list[int] = []
+
+    def after(self, us: int) -> int:
+        """The first cut after an instant; `until` where there is none before."""
+        if us < self._since:
+            # Twice as far back each time, so that runs in any order cost a few readings of the budgets' periods.
+            self._since = min(us, self.until - 2 * (self.until - self._since))
+            cuts = cuts_between(self._since, self.until, self.budgets, self.edges)
+            self._cuts = sorted(cut for cut in cuts if cut % HOUR_US)
+        index = bisect_right(self._cuts, us)
+        return self._cuts[index] if index < len(self._cuts) else self.until
+
+
+def cuts_between(since: int, until: int, budgets: Iterable[Budget], edges: Sequence[int]) -> set[int]:
+    """Starts of budgets' periods, and `edges` (ascending), inside (since, until)."""
+    cuts = set(edges[bisect_right(edges, since) : bisect_left(edges, until)])
     for budget in budgets:
         at = since
         while True:
@@ -27,5 +44,12 @@ def slots(since: int, until: int, budgets: Iterable[Budget], edges: Sequence[int
                 break
             cuts.add(end)
             at = end
-    edges = [since, *sorted(cuts)]
-    return list(pairwise(edges))
+    return cuts
+
+
+def slots(since: int, until: int, budgets: Iterable[Budget], edges: Sequence[int] = ()) -> list[Slot]:
+    """[since, until) cut at every full hour, every start of a budget's period and all of `edges` (ascending)."""
+    if since >= until:
+        return []
+    cuts = {until, *range(hour_of(since) + HOUR_US, until, HOUR_US)} | cuts_between(since, until, budgets, edges)
+    return list(pairwise([since, *sorted(cuts)]))

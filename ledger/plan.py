@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import calendar
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from operator import itemgetter
 
 import msgspec
 
 from ledger import keys
 from ledger.clock import format_time, from_us
 from ledger.lua import common_keys
-from ledger.money import format_micro
+from ledger.money import COST_DENOMINATOR, HOUR_US, format_micro
 from ledger.org_state import Amounts, OrgState, Row
 from ledger.runs import hour_of
 from ledger.scopes import class_field, preset_of
@@ -32,13 +34,27 @@ class Correction:
 
 
 @dataclass(slots=True)
+class _Hours:
+    """Full hours that were charged many at a time.
+
+    `steps`: by how much [micro-credits, runs] of each hour are more from an hour on; `over`: what micro-credits single
+    hours have beside that.
+    """
+
+    steps: dict[int, list[int]] = field(default_factory=dict)
+    over: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Plan:
     """What a round does to one org. Empty plans are not committed."""
 
     org: str
     source: str
     taken_us: int | None = None
-    tally: dict[Slot, dict[int, Amounts]] = field(default_factory=dict)
+    charged: dict[Slot, dict[int, Amounts]] = field(default_factory=dict)
+    hourly: dict[int, _Hours] = field(default_factory=dict)
+    """By row, what is not in `charged` yet."""
     new_rows: list[int] = field(default_factory=list)
     runs: dict[str, str] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
@@ -54,13 +70,13 @@ class Plan:
         return len(self.runs) + len(self.ended)
 
     def is_empty(self) -> bool:
-        return not (self.tally or self.changes or self.gone or self.settled) and (
+        return not (self.charged or self.hourly or self.changes or self.gone or self.settled) and (
             self.taken_us is None and self.running is None
         )
 
     def add(self, slot: Slot, row: int, micro: int, us: int) -> None:
         """Charge (positive) or give back (negative) in one slot, in micro-credits and microseconds billed."""
-        rows = self.tally.setdefault(slot, {})
+        rows = self.charged.setdefault(slot, {})
         amounts = rows.get(row)
         if amounts is None:
             amounts = rows[row] = Amounts()
@@ -72,6 +88,42 @@ class Plan:
             amounts.us += us
         else:
             amounts.refunded_us -= us
+
+    def add_hours(self, since: int, count: int, row: int, before: int, cost: int) -> None:
+        """Charge each of `count` full hours from `since` on, all of it billed, for `cost` (a numerator).
+
+        `before` is what was charged up to `since`, also a numerator. The same as one `add` an hour, but at next to no
+        cost for each.
+        """
+        hours = self.hourly.setdefault(row, _Hours())
+        micro, rest = divmod(cost, COST_DENOMINATOR)
+        until = since + count * HOUR_US
+        for at, sign in ((since, 1), (until, -1)):
+            step = hours.steps.setdefault(at, [0, 0])
+            step[0] += sign * micro
+            step[1] += sign
+        if rest:
+            carried, over = before % COST_DENOMINATOR, hours.over
+            for hour in range(since, until, HOUR_US):
+                carried += rest
+                if carried >= COST_DENOMINATOR:
+                    carried -= COST_DENOMINATOR
+                    over[hour] = over.get(hour, 0) + 1
+
+    @property
+    def tally(self) -> Mapping[Slot, Mapping[int, Amounts]]:
+        """What is charged, by slot and row."""
+        for row, hours in self.hourly.items():
+            micro = runs = 0
+            edges = sorted(hours.steps)
+            for since, until in pairwise(edges):
+                micro += hours.steps[since][0]
+                runs += hours.steps[since][1]
+                if runs:
+                    for hour in range(since, until, HOUR_US):
+                        self.add((hour, hour + HOUR_US), row, micro + hours.over.get(hour, 0), runs * HOUR_US)
+        self.hourly.clear()
+        return self.charged
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +149,12 @@ def pack(plan: Plan, state: OrgState, now_us: int) -> Packed:
     slots: list[list[str]] = []
     budgets: dict[str, int] = {}
     by_hour: dict[tuple[int, int], Amounts] = {}
-    for slot in sorted(plan.tally):
+    for slot, amounts_of in sorted(plan.tally.items(), key=itemgetter(0)):
         since, until = slot
         hour = hour_of(since)
         hours.setdefault(hour, len(hours) + 1)
         spent: dict[str, int] = {}
-        for row, amounts in plan.tally[slot].items():
+        for row, amounts in amounts_of.items():
             if amounts.micro:
                 work = class_of(state.rows[row]) if state.is_scoped else ""
                 spent[work] = spent.get(work, 0) + amounts.micro

@@ -168,20 +168,25 @@ class Run:
         self.floor = cost // COST_DENOMINATOR
         self.cost_at = cost
         self.cost_from = us
-        change = self.line.next_change(us)
-        self.steady_until = NEVER if change is None else change
-        running = self.ended_us is None or self.ended_us > us
-        if self.ended_us is not None and us < self.ended_us < self.steady_until:
-            self.steady_until = self.ended_us
-        for since, until in self.suspended:
-            if since <= us and (until is None or until > us):
-                running = False
-                if until is not None and until < self.steady_until:
-                    self.steady_until = until
-            elif us < since < self.steady_until:
-                self.steady_until = since
-        self.is_billed = running
-        self.per_us = (self.line.at(us) or 0) * self.points[-1][3] if running else 0
+        self.steady_until, self.is_billed = steady_from(us, self.ended_us, self.suspended, self.line)
+        self.per_us = (self.line.at(us) or 0) * self.points[-1][3] if self.is_billed else 0
+
+
+def steady_from(us: int, ended_us: int | None, suspended: Sequence[Interval], line: RateLine) -> tuple[int, bool]:
+    """(until when nothing changes from an instant on, whether that time is billed)."""
+    change = line.next_change(us)
+    steady_until = NEVER if change is None else change
+    running = ended_us is None or ended_us > us
+    if ended_us is not None and us < ended_us < steady_until:
+        steady_until = ended_us
+    for since, until in suspended:
+        if since <= us and (until is None or until > us):
+            running = False
+            if until is not None and until < steady_until:
+                steady_until = until
+        elif us < since < steady_until:
+            steady_until = since
+    return steady_until, running
 
 
 def billable(since: int, until: int, ended_us: int | None, suspended: Sequence[Interval]) -> Iterator[tuple[int, int]]:
