@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from enforcer.metrics import EnforcerMetrics
 from enforcer.spool import LetThrough, Spool
@@ -23,7 +23,15 @@ _PING_SECONDS: Final = 0.25
 _SAVE_SECONDS: Final = 1.0
 _BACK_OFF_SECONDS: Final = 0.25
 _STOP_SECONDS: Final = 1.0
+_LATE_SECONDS: Final = 120.0
+"""A request that was sent over a connection which is given up may still arrive: TCP repeats what it has for so long."""
 log = logging.getLogger(__name__)
+
+
+class _Release(NamedTuple):
+    org: str
+    hold_id: str
+    may_come: bool
 
 
 class Aftermath:
@@ -44,7 +52,8 @@ class Aftermath:
         self._let_through: Counter[str] = Counter()
         for item in self._spool.waiting:
             self._let_through[item.request.org] += item.required_micro
-        self._releases: deque[tuple[str, str]] = deque()
+        self._releases: deque[_Release] = deque()
+        self._late: deque[tuple[float, _Release]] = deque()  # by when, the earliest first
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
@@ -77,9 +86,9 @@ class Aftermath:
         """Whether it could pass."""
         return self._let_through[org] + required_micro <= cap_micro
 
-    def release(self, org: str, hold_id: str) -> None:
-        """End a hold that may have been made for a request which was refused."""
-        self._put(self._releases, (org, hold_id))
+    def release(self, org: str, hold_id: str, *, may_come: bool = False) -> None:
+        """End a hold that may have been made for a request which was refused, or (`may_come`) may still be."""
+        self._put(self._releases, _Release(org, hold_id, may_come))
 
     def lost(self) -> None:
         """The ledger did not answer."""
@@ -123,6 +132,8 @@ class Aftermath:
                 async with asyncio.timeout(_PING_SECONDS if self.is_away else _SAVE_SECONDS):
                     await self._wake.wait()
             self._wake.clear()
+            while self._late and self._late[0][0] <= loop.time():
+                self._releases.append(self._late.popleft()[1])
             try:
                 if self.is_away:
                     await self._ping()
@@ -147,7 +158,7 @@ class Aftermath:
         waiting = self._spool.waiting
         self._metrics.pending.set(len(self._entries) + len(waiting) + len(self._releases))
         while self._releases:
-            await self._first(self._releases, lambda item: self._ledger.admissions.release(*item))
+            await self._first(self._releases, self._release)
         while waiting:
             await self._catch_up(waiting[0])
             self._spool.done()
@@ -159,6 +170,12 @@ class Aftermath:
             for _ in batch:
                 self._entries.popleft()
         self._metrics.pending.set(0)
+
+    async def _release(self, item: _Release) -> None:
+        released = await self._ledger.admissions.release(item.org, item.hold_id)
+        if released is None and item.may_come and len(self._late) < QUEUE_MAX:
+            again = asyncio.get_running_loop().time() + _LATE_SECONDS
+            self._late.append((again, _Release(item.org, item.hold_id, False)))
 
     async def _catch_up(self, item: LetThrough) -> None:
         """The hold of what was let through, and its entry; both may be there already."""

@@ -217,7 +217,7 @@ class Desk:
                 return decision
         if was_asked and not request.dry_run:
             # Whether its hold was made is not known. A hold that is replaced stays, for its job is still there.
-            self.aftermath.release(request.org, request.hold_id)
+            self.aftermath.release(request.org, request.hold_id, may_come=True)
         said = refusal_text.ledger_unavailable()
         return in_mode(Decision(False, Code.LEDGER_UNAVAILABLE, said, None, None, required or 0), own_mode)
 

@@ -26,7 +26,9 @@ from enforcer.app import DESK, build_app
 from enforcer.server import serving
 from exporter.books import Books
 from exporter.rounds import Rounds
+from ledger.admission import AdmissionRequest
 from ledger.connect import connect
+from ledger.hold_ids import new_hold_id
 from ledger.model import Observation, RatePlan, RateTable, Snapshot
 from ledger.store import Ledger
 from ledger.verify import verify
@@ -276,6 +278,23 @@ async def test_the_dearest_partition_is_looked_for_in_the_same_time(
             for _ in range(2):
                 _, answer = await here.on_time("/v1/admission/slurm", job)
                 assert (answer["allowed"], answer["code"], answer["required"]) == (True, "ledger_unavailable", "10")
+
+
+async def test_a_hold_that_is_made_long_after_it_was_given_back_ends(
+    make_server: Callable[..., ServerProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a request that the network kept for a while."""
+    monkeypatch.setattr("enforcer.aftermath._LATE_SECONDS", 1.0)
+    async with enforcing(make_server(), tmp_path) as here:
+        request = AdmissionRequest(cluster="c", org="acme", preset="small", hold_id=new_hold_id("acme"))
+        with here.stalled():
+            await here.desk.decide(request, who="test", via="test")
+        await here.back()
+        await here.desk.ledger.admissions.release("acme", request.hold_id)
+        assert (await here.desk.ledger.admissions.admit(request)).hold_id == request.hold_id
+        async with asyncio.timeout(10):
+            while await here.held() != 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
 
 @pytest.mark.usefixtures("looked_up_each_time")
