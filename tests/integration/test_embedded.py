@@ -20,7 +20,7 @@ from ledger.connect import again, check_marker, connect
 from ledger.embedded import claim_run, find_server, open_embedded, read_marker, write_marker
 from ledger.embedded_guard import LOG, SOCKET, ask
 from ledger.errors import DataDirBusy, LedgerDamaged, LedgerUnavailable
-from tests.servers import wait_until
+from tests.servers import newest_log, wait_until
 
 # Holds a data directory open until its standard input closes.
 USER = """
@@ -175,6 +175,51 @@ def test_everything_killed_at_once_and_the_next_start_works(data_dir: Path) -> N
         for pid in (the(data_dir, "guard"), the(data_dir, "server"), user.pid):
             os.kill(pid, signal.SIGKILL)
     assert value(data_dir) == "kept"
+
+
+@pytest.mark.redis_server
+def test_half_of_a_torn_transaction_is_never_applied_by_a_redis(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis_server = shutil.which("redis-server")
+    assert redis_server is not None
+    monkeypatch.setattr("ledger.embedded.find_server", lambda: Path(redis_server))
+
+    def kill_all() -> None:
+        for name in ("guard", "server"):
+            os.kill(the(data_dir, name), signal.SIGKILL)
+        wait_until(lambda: stopped(data_dir))
+
+    with open_embedded(data_dir) as server, Redis(unix_socket_path=server.socket_path) as client:
+        client.set("n", "before")
+        with client.pipeline(transaction=True) as both:
+            both.set("one", "1")
+            both.set("two", "2")
+            both.execute()
+        kill_all()
+    log = newest_log(data_dir)
+    with log.open("r+b") as f:
+        f.truncate(log.read_bytes().rindex(b"two"))
+    with open_embedded(data_dir) as server, Redis(unix_socket_path=server.socket_path) as client:
+        assert client.mget("n", "one", "two") == [b"before", None, None]
+        with client.pipeline(transaction=True) as after:
+            after.set("n", "after")
+            after.execute()
+        kill_all()
+    with open_embedded(data_dir) as server, Redis(unix_socket_path=server.socket_path) as client:
+        assert client.mget("n", "one", "two") == [b"after", None, None]
+        assert not list(data_dir.glob("first.sock"))
+
+
+@pytest.mark.redis_server
+def test_a_redis_that_shut_down_reads_its_log_once(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    redis_server = shutil.which("redis-server")
+    assert redis_server is not None
+    monkeypatch.setattr("ledger.embedded.find_server", lambda: Path(redis_server))
+    put(data_dir, "kept")
+    wait_until(lambda: stopped(data_dir))
+    assert value(data_dir) == "kept"
+    assert (data_dir / LOG).read_text().count("Server initialized") == 2
 
 
 def test_a_server_that_outlives_its_guard_keeps_the_directory_to_itself(data_dir: Path) -> None:
