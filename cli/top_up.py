@@ -97,7 +97,8 @@ def off(org: str, forget_card: bool, as_json: bool) -> None:
                 finally:
                     await provider.close()
             elif found.terms is not None and found.terms.enabled:
-                await top_ups.put(org, msgspec.structs.replace(found.terms, enabled=False, who=who()))
+                off = msgspec.structs.replace(found.terms, enabled=False, who=who())
+                await top_ups.put(org, off, if_revision=found.revision)
             return top_up_shape(await top_ups.read(org), ledger.clock())
 
     _print(asyncio.run(work()), as_json)

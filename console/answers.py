@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -43,6 +44,7 @@ def credits_of(name: str, asked: msgspec.Raw) -> int:
         raise InvalidRequest(str(error)) from None
 
 
-def answer(shape: Any, status: int = 200) -> web.Response:
+def answer(shape: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """A value as a JSON answer."""
-    return web.Response(body=msgspec.json.encode(shape), status=status, content_type="application/json")
+    body = msgspec.json.encode(shape)
+    return web.Response(body=body, status=status, content_type="application/json", headers=headers)

@@ -18,6 +18,10 @@ SEE = ("admin", "owner", "viewer")
 """Roles that see an org."""
 CHANGE = ("admin", "owner")
 """Roles that change something in it."""
+CHANGED_MEANWHILE = (
+    "Somebody else changed this since you opened the page. Below is what is set now: change it again where that is "
+    "needed."
+)
 _AT_ONCE = 2
 
 

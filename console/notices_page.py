@@ -9,9 +9,9 @@ from aiohttp import web
 
 from api.routes import Route
 from config.notices import NoticeSettings
-from console.desk import CHANGE, SEE, Desk
+from console.desk import CHANGE, CHANGED_MEANWHILE, SEE, Desk
 from console.pages import org_url
-from ledger.errors import InvalidRequest
+from ledger.errors import Changed, InvalidRequest
 from ledger.notice_prefs import KINDS, NoticePreferences, Preferences, test_event, wanted_hook, why_nobody
 
 _TITLES: Final = {
@@ -52,7 +52,7 @@ class NoticesPage:
         form = await self._desk.pages.sessions.check_csrf(request)
         org = request.match_info["org"]
         await self._desk.ledger.accounts.balance(org)  # preferences make no org
-        values = {name: str(form.get(name, "")) for name in ("email", "runway_hours", "url")}
+        values = {name: str(form.get(name, "")) for name in ("email", "runway_hours", "url", "revision")}
         kinds = [kind for kind in KINDS if form.get(f"kind-{kind}") == "yes"]
         before = await self._preferences.read(org)
         try:
@@ -60,11 +60,16 @@ class NoticesPage:
             if url := values["url"].strip():
                 hook, is_new = wanted_hook(url, None, before, self._settings.private_webhooks)
             wanted = Preferences(tuple(values["email"].split()), tuple(kinds), _hours(values["runway_hours"]), hook)
-            await self._preferences.put(org, wanted, **self._desk.signed(request))
+            after = await self._preferences.put(
+                org, wanted, **self._desk.signed(request), if_revision=values["revision"]
+            )  # fmt: skip
         except InvalidRequest as error:
             return await self._page(request, values, kinds, problem=str(error))
+        except Changed:
+            found = await self._preferences.read(org)
+            return await self._page(request, _values(found), list(found.kinds), problem=CHANGED_MEANWHILE, status=409)
         if is_new and hook is not None:
-            return await self._page(request, _values(wanted), kinds, secret=hook.secret)
+            return await self._page(request, _values(after), kinds, secret=hook.secret)
         return self._desk.pages.redirect(request, org_url(org, "notices"), "The preferences are saved.")
 
     async def test(self, request: web.Request) -> web.Response:
@@ -80,13 +85,14 @@ class NoticesPage:
         return self._desk.pages.redirect(request, here, "A test is on its way; it takes up to a minute.")
 
     async def _page(
-        self, request: web.Request, values: Mapping[str, Any], kinds: list[str], *, problem: str = "", secret: str = ""
-    ) -> web.Response:
+        self, request: web.Request, values: Mapping[str, Any], kinds: list[str], *, problem: str = "", secret: str = "",
+        status: int = 422,
+    ) -> web.Response:  # fmt: skip
         await self._desk.ledger.accounts.balance(request.match_info["org"])  # says it where there is no such org
         return self._desk.pages.render(
             request,
             "notices.html",
-            status=422 if problem else 200,
+            status=status if problem else 200,
             values=values,
             kinds=[(kind, _TITLES[kind], kind in kinds) for kind in KINDS],
             problem=problem,
@@ -101,6 +107,7 @@ def _values(found: Preferences) -> dict[str, str]:
         "email": "\n".join(found.email),
         "runway_hours": f"{found.runway_hours:g}",
         "url": "" if found.webhook is None else found.webhook.url,
+        "revision": found.revision,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from console.desk import Desk
+from console.desk import CHANGED_MEANWHILE, Desk
 from console.pages import org_url
 from console.typed import typed_credits
 from ledger.accounts import Balance
@@ -74,10 +74,7 @@ class OrgSettings:
             try:
                 await self._save(request, org, values, balance.policy, values["revision"])
             except Changed:
-                errors[""] = (
-                    "Somebody else changed these settings since you opened this page. Below is what is set now: change "
-                    "it again where that is needed."
-                )
+                errors[""] = CHANGED_MEANWHILE
                 return self._page(request, _values(await self._desk.ledger.accounts.balance(org)), errors, status=409)
         if errors:
             return self._page(request, values, errors)

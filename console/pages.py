@@ -115,7 +115,8 @@ class Pages:
             "zone": self.zone(request),
         }
         text = self._templates.get_template(template).render({**known, **context})
-        response = web.Response(text=text, status=status, content_type="text/html", headers=headers(form_action))
+        about = headers(form_action, is_secure=self.sessions.is_secure(request))
+        response = web.Response(text=text, status=status, content_type="text/html", headers=about)
         if flash is not None:
             response.del_cookie(
                 self._cookie(request, "flash"), path="/", secure=self.sessions.is_secure(request), httponly=True
@@ -124,7 +125,8 @@ class Pages:
 
     def redirect(self, request: web.Request, url: str, said: str = "", *, kind: str = "good") -> web.Response:
         """See another page after a form was taken; `said` is shown on it once. `kind`: good, or bad."""
-        response = web.Response(status=303, headers={**headers(), "Location": url})
+        about = headers(is_secure=self.sessions.is_secure(request))
+        response = web.Response(status=303, headers={**about, "Location": url})
         if said:
             data = base64.urlsafe_b64encode(msgspec.json.encode((kind, said[:_FLASH_MAX])))
             self.set_cookie(request, response, "flash", data.decode().rstrip("="), seconds=60)
@@ -213,8 +215,9 @@ class Pages:
         return ("bad" if kind == "bad" else "good", said) if said else None
 
 
-def headers(form_action: Collection[str] = ()) -> Mapping[str, str]:
-    """Of every page: nothing but our own files, no framing, nothing kept, no address given away."""
+def headers(form_action: Collection[str] = (), *, is_secure: bool = False) -> Mapping[str, str]:
+    """Of every page: nothing but our own files, no framing, nothing kept, no address given away; where the browser
+    speaks https, nothing else from then on."""
     targets = " ".join(["'self'", *form_action])
     policy = (
         "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; "
@@ -227,6 +230,7 @@ def headers(form_action: Collection[str] = ()) -> Mapping[str, str]:
         "Referrer-Policy": "same-origin",
         "X-Content-Type-Options": "nosniff",
         "Cross-Origin-Opener-Policy": "same-origin",
+        **({"Strict-Transport-Security": f"max-age={_YEAR}"} if is_secure else {}),
     }
 
 

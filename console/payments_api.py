@@ -15,7 +15,7 @@ from api.types import AskedCredits, IdempotencyKey, Page, Paging
 from config.payments import PRICE_DIGITS, Payments, minor_digits
 from console.answers import BODY_MAX, answer, credits_of, read_bytes, read_json
 from console.payments import Till
-from console.provider import BadSignature, ProviderUnavailable
+from console.provider import BadSignature, ProviderUnavailable, UnknownToProvider
 from console.receipt import is_for, receipt
 from ledger.clock import format_time
 from ledger.errors import InvalidRequest
@@ -60,7 +60,7 @@ class PaymentsApi:
             example={"credits": "100"}, body_max=BODY_MAX,
         )  # fmt: skip
         orders = Operation("payments", Page[shapes.Order], query=Paging, problems=(501,))
-        webhook = Operation("payments", shapes.Received, dict[str, Any], problems=(501, 502, 503))
+        webhook = Operation("payments", shapes.Received, dict[str, Any], problems=(404, 501, 502, 503))
         page = Operation("payments", problems=(501, 503), media={"text/html": "A page for the buyer."})
         calls = [
             Route("GET", "/v1/payments", self.offer, _SEE, about=offer),
@@ -126,7 +126,8 @@ class PaymentsApi:
 
         Answers 200 once what is said is on the ledger's disk, also where it was known or is about something else.
 
-        400 for a signature that does not hold; 5xx has the provider say it again later.
+        400 for a signature that does not hold, 404 for a payment that the provider does not know by the key that is set
+        here; 5xx has the provider say it again later.
         """
         body = await read_bytes(request, _WEBHOOK_MAX)
         try:
@@ -134,6 +135,8 @@ class PaymentsApi:
             results = [await self.till.take(one) for one in news]
         except BadSignature as error:
             raise web.HTTPBadRequest(text=str(error)) from None
+        except UnknownToProvider as error:
+            raise web.HTTPNotFound(text=f"{error}.") from error
         except ProviderUnavailable as error:
             raise web.HTTPBadGateway(text=str(error)) from error
         return answer({"received": True, "results": results})

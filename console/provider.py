@@ -14,6 +14,10 @@ class ProviderUnavailable(CreditsError):
     """The payment provider cannot be reached, or does not do what it is asked; a retry is safe."""
 
 
+class UnknownToProvider(ProviderUnavailable):
+    """The payment provider knows nothing of this name: it is of another account, or of its other mode."""
+
+
 class BadSignature(CreditsError):
     """A webhook that the provider did not sign, or signed too long ago."""
 
@@ -108,7 +112,7 @@ class Provider(Protocol):
         ...
 
     async def place_of(self, payment: str) -> tuple[str, str] | None:
-        """(org, order) of a payment; None where it is of something else."""
+        """(org, order) of a payment; None where it is of something else. Raises: UnknownToProvider."""
         ...
 
     async def charge(self, order: Order) -> Charge:

@@ -15,7 +15,7 @@ import stripe
 
 from config.payments import Payments
 from console import stripe_news as read
-from console.provider import BadSignature, Charge, Checkout, News, ProviderUnavailable, Returned, SavedCard
+from console.provider import BadSignature, Charge, Checkout, News, ProviderUnavailable, Returned, SavedCard, UnknownToProvider
 from ledger.purchase_step import TOP_UP, Order
 
 T = TypeVar("T")
@@ -204,6 +204,13 @@ class StripeProvider:
         )
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, ask, client)
+        except stripe.InvalidRequestError as error:
+            if error.code != "resource_missing":
+                raise ProviderUnavailable(f"Stripe: {error.user_message or error}") from error
+            raise UnknownToProvider(
+                f"Stripe: {error.user_message or error}. It was deleted, or the secret key "
+                "here is of another account or mode (test, live)"
+            ) from error
         except stripe.StripeError as error:
             raise ProviderUnavailable(f"Stripe: {error.user_message or error}") from error
         except Exception as error:  # the library stumbles over answers that are not Stripe's, as of a proxy

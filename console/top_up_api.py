@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 
 from api import shapes
+from api.conditions import GIVES_ETAG, IfMatch, etag, if_match
 from api.routes import Operation, Route
 from api.types import AskedCredits, AskedLimit, said
 from config.payments import Payments
@@ -21,7 +22,7 @@ from ledger.accounts import Accounts
 from ledger.clock import now_us
 from ledger.errors import InvalidRequest
 from ledger.money import format_micro
-from ledger.top_ups import Terms, top_up_shape
+from ledger.top_ups import Terms, TopUp, top_up_shape
 
 _EDIT: Final = ("admin", "owner")
 _SEE: Final = ("admin", "owner", "viewer")
@@ -53,9 +54,12 @@ def make_terms(
     return Terms(threshold_micro, micro, cap_micro, int(cool_down_minutes * 60_000_000), enabled, who)
 
 
-async def end_top_up(till: Till, org: str, who: str, address: str | None) -> None:
-    """End it; its card is forgotten here, and at the provider as far as that can be reached."""
-    card = await till.top_ups.remove(org, who, address)
+async def end_top_up(till: Till, org: str, who: str, address: str | None, if_revision: str | None = None) -> None:
+    """End it; its card is forgotten here, and at the provider as far as that can be reached.
+
+    Raises: Changed where the terms are not of `if_revision` any more; LedgerUnavailable.
+    """
+    card = await till.top_ups.remove(org, who, address, if_revision=if_revision)
     if card is None:
         return
     try:
@@ -80,14 +84,16 @@ class TopUpApi:
     def calls(self) -> list[Route]:
         """All calls, with the roles that may make them."""
         path, none = "/v1/orgs/{org}/auto-top-up", (501,)
-        put = Operation(
-            "payments", shapes.AutoTopUp, AutoTopUpBody, problems=none,
+        get = Operation("payments", shapes.AutoTopUp, problems=none, gives=GIVES_ETAG)
+        put = get._replace(
+            body=AutoTopUpBody, headers=IfMatch, problems=(412, *none),
             example={"threshold": "50", "credits": "200", "monthly_cap": "1000"},
         )  # fmt: skip
+        delete = Operation("payments", headers=IfMatch, statuses=(204,), problems=(412, *none))
         calls = [
-            Route("GET", path, self.get, _SEE, about=Operation("payments", shapes.AutoTopUp, problems=none)),
+            Route("GET", path, self.get, _SEE, about=get),
             Route("PUT", path, self.put, _EDIT, about=put),
-            Route("DELETE", path, self.delete, _EDIT, about=Operation("payments", statuses=(204,), problems=none)),
+            Route("DELETE", path, self.delete, _EDIT, about=delete),
         ]
         return calls if self._till is not None else [call._replace(handler=not_sold(call.handler)) for call in calls]
 
@@ -100,7 +106,7 @@ class TopUpApi:
         """An org's auto top-up, and how it stands."""
         org = request.match_info["org"]
         await self._accounts.balance(org)
-        return answer(top_up_shape(await self.till.top_ups.read(org), now_us()))
+        return _answer(await self.till.top_ups.read(org))
 
     async def put(self, request: web.Request) -> web.Response:
         """Sets the terms; where it was paused, it goes on."""
@@ -111,12 +117,16 @@ class TopUpApi:
             credits_of("monthly_cap", body.monthly_cap), body.cool_down_minutes, body.enabled, self._who(request),
         )  # fmt: skip
         await self._accounts.balance(org)  # says it where there is no such org
-        found = await self.till.top_ups.put(org, terms, self._address_of(request))
-        return answer(top_up_shape(found, now_us()))
+        address = self._address_of(request)
+        return _answer(await self.till.top_ups.put(org, terms, address, if_revision=if_match(request)))
 
     async def delete(self, request: web.Request) -> web.Response:
         """Ends it and forgets the card; an order in flight goes on to its end."""
         org = request.match_info["org"]
         await self._accounts.balance(org)  # says it where there is no such org
-        await end_top_up(self.till, org, self._who(request), self._address_of(request))
+        await end_top_up(self.till, org, self._who(request), self._address_of(request), if_match(request))
         return web.Response(status=204)
+
+
+def _answer(found: TopUp) -> web.Response:
+    return answer(top_up_shape(found, now_us()), headers=etag(found.revision))

@@ -9,12 +9,12 @@ from typing import Any, Final
 from aiohttp import web
 
 from api.routes import Route
-from console.desk import CHANGE, Desk
+from console.desk import CHANGE, CHANGED_MEANWHILE, Desk
 from console.pages import org_url
 from console.payments import Till
 from console.top_up_api import COOL_DOWN_MINUTES, end_top_up, make_terms
 from console.typed import typed_credits
-from ledger.errors import InvalidRequest
+from ledger.errors import Changed, InvalidRequest
 from ledger.money import AmountError
 from ledger.notice_text import reason_text
 from ledger.top_ups import TopUp, top_up_shape
@@ -59,7 +59,7 @@ class TopUpPage:
         org = request.match_info["org"]
         values = {
             name: str(form.get(name, "")).strip()
-            for name in ("threshold", "credits", "monthly_cap", "cool_down_minutes")
+            for name in ("threshold", "credits", "monthly_cap", "cool_down_minutes", "revision")
         }
         values["enabled"] = "yes" if form.get("enabled") == "yes" else ""
         try:
@@ -69,23 +69,34 @@ class TopUpPage:
                 self._desk.caller(request).who,
             )  # fmt: skip
             await self._desk.ledger.accounts.balance(org)  # says it where there is no such org
-            await self._till.top_ups.put(org, terms, self._desk.address_of(request))
+            address = self._desk.address_of(request)
+            await self._till.top_ups.put(org, terms, address, if_revision=values["revision"])
         except InvalidRequest as error:
             return await self._page(request, await self._till.top_ups.read(org), values, problem=str(error))
+        except Changed:
+            return await self._changed(request)
         said = "Auto top-up is on." if terms.enabled else "Auto top-up is off; its terms are kept."
         return self._desk.pages.redirect(request, org_url(org, "topup"), said)
 
     async def end(self, request: web.Request) -> web.Response:
         """Ends it and forgets the card. Raises: web.HTTPForbidden, LedgerUnavailable."""
-        await self._desk.pages.sessions.check_csrf(request)
+        form = await self._desk.pages.sessions.check_csrf(request)
         org = request.match_info["org"]
         await self._desk.ledger.accounts.balance(org)  # says it where there is no such org
-        await end_top_up(self._till, org, **self._desk.signed(request))
+        try:
+            await end_top_up(self._till, org, **self._desk.signed(request), if_revision=str(form.get("revision", "")))
+        except Changed:
+            return await self._changed(request)
         said = "Auto top-up is ended, and the card is forgotten."
         return self._desk.pages.redirect(request, org_url(org, "topup"), said)
 
+    async def _changed(self, request: web.Request) -> web.Response:
+        found = await self._till.top_ups.read(request.match_info["org"])
+        values = _values(found, self._desk.ledger.clock())
+        return await self._page(request, found, values, problem=CHANGED_MEANWHILE, status=409)
+
     async def _page(
-        self, request: web.Request, found: TopUp, values: Mapping[str, str], *, problem: str = ""
+        self, request: web.Request, found: TopUp, values: Mapping[str, str], *, problem: str = "", status: int = 422
     ) -> web.Response:
         balance = await self._desk.ledger.accounts.balance(found.org)
         now = self._desk.ledger.clock()
@@ -93,7 +104,7 @@ class TopUpPage:
         return self._desk.pages.render(
             request,
             "top_up.html",
-            status=422 if problem else 200,
+            status=status if problem else 200,
             values=values,
             problem=problem,
             shape=shape,
@@ -109,12 +120,13 @@ def _values(found: TopUp, now: int) -> dict[str, str]:
     if found.terms is None:
         return {
             "threshold": "", "credits": "", "monthly_cap": "", "cool_down_minutes": f"{COOL_DOWN_MINUTES:g}",
-            "enabled": "yes",
+            "enabled": "yes", "revision": found.revision,
         }  # fmt: skip
     return {
         **{name: shape[name] for name in ("threshold", "credits", "monthly_cap")},
         "cool_down_minutes": f"{shape['cool_down_minutes']:g}",
         "enabled": "yes" if found.terms.enabled else "",
+        "revision": found.revision,
     }
 
 

@@ -102,6 +102,8 @@ def build_app(
         path = _PART.sub(r"{\1:[^/]+}", route.path)
         handler = guard.guarded(route)
         app.router.add_route(route.method, path, handler)
+        if route.method == "GET":
+            app.router.add_route("HEAD", path, handler)  # the server leaves the body out
         if (route.method, route.path) in _DIRECT and not proxies:  # else the caller's address is found out first
             direct[route.method, route.path] = partial(problems, handler=handler)
     app.router.add_post("/k8s/admission/{path:.*}", kubernetes.misdirected)

@@ -8,11 +8,12 @@ import msgspec
 from aiohttp import web
 
 from api import shapes
+from api.conditions import GIVES_ETAG, IfMatch, etag, if_match
 from api.routes import Operation, Route
 from api.types import AskedLimit, Page, Period, Weekday, Zone
 from enforcer.access import ADMIN, OWNER, SEE
 from enforcer.bodies import amount, answer, read_json, required_name
-from enforcer.headers import GIVES_ETAG, IfMatch, caller, etag, if_match
+from enforcer.headers import caller
 from enforcer.problems import Problem
 from ledger.admission_shapes import WEEKDAYS, budget_shape
 from ledger.periods import PERIODS

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from api import shapes
+from api.conditions import GIVES_ETAG, IfMatch, etag, if_match
 from api.routes import Operation, Route
 from api.types import said
 from config.notices import NoticeSettings
@@ -57,13 +58,14 @@ class NoticesApi:
 
     def routes(self) -> list[Route]:
         path = "/v1/orgs/{org}/notices"
-        put = Operation(
-            "notices", shapes.NoticePreferences, NoticesBody,
+        get = Operation("notices", shapes.NoticePreferences, gives=GIVES_ETAG)
+        put = get._replace(
+            body=NoticesBody, headers=IfMatch, problems=(412,),
             example={"email": ["ops@example.org"], "kinds": ["stage", "runway", "top_up"], "runway_hours": 48},
         )  # fmt: skip
         test = Operation("notices", shapes.NoticeTest, statuses=(202,), problems=(409,))
         return [
-            Route("GET", path, self.get, SEE, about=Operation("notices", shapes.NoticePreferences)),
+            Route("GET", path, self.get, SEE, about=get),
             Route("PUT", path, self.put, _EDIT, about=put),
             Route("POST", f"{path}/test", self.test, _EDIT, about=test),
         ]
@@ -71,7 +73,8 @@ class NoticesApi:
     async def get(self, request: web.Request) -> web.Response:
         """Whom an org has told of what."""
         org = await self._known(request)
-        return answer(preferences_shape(org, await self._preferences.read(org)))
+        found = await self._preferences.read(org)
+        return answer(preferences_shape(org, found), headers=etag(found.revision))
 
     async def put(self, request: web.Request) -> web.Response:
         """Sets all preferences of an org."""
@@ -82,11 +85,11 @@ class NoticesApi:
         if body.webhook is not None:
             hook, is_new = wanted_hook(body.webhook.url, body.webhook.secret, before, self._settings.private_webhooks)
         wanted = Preferences(body.email, tuple(dict.fromkeys(body.kinds)), body.runway_hours, hook)
-        await self._preferences.put(org, wanted, **caller(request))
-        shape: dict[str, Any] = preferences_shape(org, wanted)
+        after = await self._preferences.put(org, wanted, **caller(request), if_revision=if_match(request))
+        shape: dict[str, Any] = preferences_shape(org, after)
         if hook is not None and is_new:
             shape["webhook"]["secret"] = hook.secret
-        return answer(shape)
+        return answer(shape, headers=etag(after.revision))
 
     async def test(self, request: web.Request) -> web.Response:
         """Sends a test to everybody who is told."""

@@ -8,11 +8,12 @@ import msgspec
 from aiohttp import web
 
 from api import shapes
+from api.conditions import GIVES_ETAG, IfMatch, etag, if_match
 from api.routes import Operation, Route
 from api.types import AskedTime, MaybeLimit, Ordered, Page, Paging, is_given, said
 from enforcer.access import ADMIN, SEE, token_of
 from enforcer.bodies import amount, answer, paging, read_json, required_name, time
-from enforcer.headers import GIVES_ETAG, IfMatch, caller, etag, if_match, newest_first
+from enforcer.headers import caller, newest_first
 from enforcer.problems import Problem
 from ledger.audit import CHANGES, SIGN_INS
 from ledger.errors import UnknownOrg

@@ -41,8 +41,10 @@ _CODES = {
     400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
+    412: "changed",
     413: "too_large",
     415: "not_json",
+    422: "invalid",
     501: "not_set_up",
 }
 
@@ -108,7 +110,7 @@ def _of_http(request: web.Request, error: web.HTTPException) -> Problem:
 
 
 def _detail(request: web.Request, error: web.HTTPException) -> str:
-    if error.status == 404:
+    if error.status == 404 and error.text == f"404: {error.reason}":  # nobody said more
         return f"There is no {request.path[:200]} here."
     if isinstance(error, web.HTTPMethodNotAllowed):
         return f"{request.method[:20]} is not possible here; {', '.join(sorted(error.allowed_methods))} is."

@@ -57,29 +57,33 @@ class Script:
         """Once, with the script's text, after which the server has it."""
         return await self._client.execute_command("EVAL", self.text, len(names), *names, *arguments)
 
-    async def durably(self, names: Sequence[str], arguments: Sequence[Any]) -> Any:
+    async def durably(self, names: Sequence[str], arguments: Sequence[Any], marker: str | None = "") -> Any:
         """As a call, but returns only once the server has what was written on disk (WAITAOF where it has it).
+
+        `marker`: a hash on the same node, for a field that is written after the script; "": the first key; None: for a
+        script that writes whenever it is called.
 
         Raises: LedgerUnavailable also when the disk does not confirm in time; a retry is safe.
         """
         async with self._waiting:
-            return await again(lambda: self._once_durably(names, arguments))
+            return await again(lambda: self._once_durably(names, arguments, marker))
 
-    async def _once_durably(self, names: Sequence[str], arguments: Sequence[Any]) -> Any:
+    async def _once_durably(self, names: Sequence[str], arguments: Sequence[Any], marker: str | None) -> Any:
         # WAITAOF waits for what its own connection wrote, so the script goes over the same one: a server that lost
         # the write and came back meanwhile must not confirm it. The marker is for a script that is only repeated
         # and writes nothing: the log is sequential, so a write after the first covers it.
         call = ("EVALSHA", self.digest, len(names), *names, *arguments)
-        marker = ("HSET", names[0], "synced", "1")
-        wait = ("WAITAOF", 1, 0, _WAIT_MS)
+        rest: list[tuple[Any, ...]] = [("WAITAOF", 1, 0, _WAIT_MS)]
+        if marker is not None:
+            rest.insert(0, ("HSET", marker or names[0], "synced", "1"))
         first = None
         if not isinstance(self._client, Redis):
             first = await self(names, arguments)  # finds the node; the repetition below is harmless
-        answer, marked, waited = await self._together(names[0], call, marker, wait)
+        answer, *marked, waited = await self._together(names[0], call, *rest)
         if isinstance(answer, NoScriptError):
             call = ("EVAL", self.text, *call[2:])
-            answer, marked, waited = await self._together(names[0], call, marker, wait)
-        for error in (answer, marked):
+            answer, *marked, waited = await self._together(names[0], call, *rest)
+        for error in (answer, *marked):
             if isinstance(error, RedisError):
                 raise error
         if isinstance(waited, RedisError):

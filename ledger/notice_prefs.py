@@ -13,7 +13,7 @@ import msgspec
 from ledger import keys
 from ledger.clock import Clock, format_time, now_us
 from ledger.connect import Client, again
-from ledger.errors import InvalidRequest
+from ledger.errors import Changed, InvalidRequest
 from ledger.lua import Scripts, text
 
 KINDS: Final = ("stage", "runway", "budget", "purchase", "refund", "top_up")
@@ -35,12 +35,16 @@ class Hook(msgspec.Struct, frozen=True):
 
 
 class Preferences(msgspec.Struct, frozen=True):
-    """Nothing is sent to an org that says nothing. `runway_hours`: it is told when credits last no longer than this."""
+    """Nothing is sent to an org that says nothing. `runway_hours`: it is told when credits last no longer than this.
+
+    `revision`: another one after each change, never the same again.
+    """
 
     email: tuple[str, ...] = ()
     kinds: tuple[str, ...] = KINDS
     runway_hours: float = 24.0
     webhook: Hook | None = None
+    revision: str = "0"
 
 
 class NoticePreferences:
@@ -57,13 +61,19 @@ class NoticePreferences:
 
     async def read(self, org: str) -> Preferences:
         """An org that never set any has those of nobody to tell."""
-        data = await again(lambda: self._client.hget(keys.of_org(org).notices, "preferences"))
-        return Preferences() if data is None else msgspec.json.decode(data, type=Preferences)
+        data, revision = await again(
+            lambda: self._client.hmget(keys.of_org(org).notices, "preferences", "preferences_rev")
+        )
+        found = Preferences() if data is None else msgspec.json.decode(data, type=Preferences)
+        return msgspec.structs.replace(found, revision=text(revision) or "0")
 
-    async def put(self, org: str, wanted: Preferences, *, who: str, address: str | None = None) -> None:
-        """Set them, with an entry in the journal that has no secret in it.
+    async def put(
+        self, org: str, wanted: Preferences, *, who: str, address: str | None = None, if_revision: str | None = None
+    ) -> Preferences:
+        """Set them, with an entry in the journal that has no secret in it; gives them back as they are then.
 
-        Raises: InvalidRequest naming what is wrong; LedgerUnavailable (retry is safe).
+        `if_revision`: only if they still are of this revision (`*`: any).
+        Raises: InvalidRequest naming what is wrong; Changed; LedgerUnavailable (retry is safe).
         """
         check(wanted)
         entry = {
@@ -73,9 +83,16 @@ class NoticePreferences:
         }  # fmt: skip
         names = keys.of_org(org)
         await again(lambda: self._client.sadd(keys.NOTICE_ORGS, org))
-        await self._scripts.setting.durably(
-            [names.notices, names.journal], ["preferences", msgspec.json.encode(wanted), msgspec.json.encode(entry)]
+        made = msgspec.structs.replace(wanted, revision=secrets.token_hex(8))
+        kept = msgspec.structs.asdict(wanted)
+        del kept["revision"]  # it is kept beside them
+        said = await self._scripts.setting.durably(
+            [names.notices, names.journal],
+            ["preferences", msgspec.json.encode(kept), msgspec.json.encode(entry), if_revision or "", made.revision],
         )
+        if text(said) == "changed":
+            raise Changed(f"The notices of org {org!r} are not those that were read; read them again.")
+        return made if text(said) == "set" else await self.read(org)
 
 
 def preferences_shape(org: str, found: Preferences) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import msgspec
 from ledger import keys
 from ledger.clock import Clock, format_time, now_us
 from ledger.connect import Client, again
-from ledger.lua import text
+from ledger.lua import Script, text
 from ledger.tokens import Token
 
 SECRET_MAX: Final = 64
@@ -60,6 +60,7 @@ class SessionStore:
     def __init__(self, client: Client, seconds: float, idle_seconds: float, clock: Clock | None = None) -> None:
         """A session lasts `seconds` at most, and `idle_seconds` when nothing is done in it."""
         self._client: Any = client
+        self._end = Script(client, "session_end")
         self._us = round(seconds * 1_000_000)
         self._idle_ms = max(1, min(round(idle_seconds * 1000), round(seconds * 1000)))
         self._clock: Clock = clock or now_us
@@ -100,11 +101,11 @@ class SessionStore:
         if not secret or len(secret) > SECRET_MAX or not secret.isascii():
             return None
         data = await again(lambda: self._client.getex(_key(secret), px=self._idle_ms))
-        if data is None:
+        if not data:
             return None
         session = msgspec.json.decode(data, type=Session)
         if session.expires_us <= self._clock() or await self._generation(session.person) != session.generation:
-            await self.end(secret)
+            await again(lambda: self._client.delete(_key(secret)))
             return None
         return session
 
@@ -125,15 +126,15 @@ class SessionStore:
         return Person(session.person, "", role, org, created, session.expires_us, "", session.name)
 
     async def end(self, secret: str) -> None:
-        """Signs out."""
-        await again(lambda: self._client.delete(_key(secret)))
+        """Signs out: on the server's disk, so that no session comes back with a server that crashed."""
+        await self._end.durably([_key(secret)], ["", "1000"], None)
 
     async def end_all(self, person: str) -> None:
-        """Ends every session of a person (`EVERYBODY`: of all), wherever it was begun."""
+        """Ends every session of a person (`EVERYBODY`: of all), wherever it was begun; on the server's disk, too."""
         # Kept for as long as a session lasts: what was begun before is over by then.
         name, kept_ms = keys.sessions_of(person), self._us // 1000 + 1000
         generation = secrets.token_urlsafe(12)
-        await again(lambda: self._client.set(name, generation, px=kept_ms))
+        await self._end.durably([name], [generation, str(kept_ms)], None)
 
     async def _generation(self, person: str) -> str:
         """What sessions of a person have to carry: it changes when they are ended, and when everybody's are."""

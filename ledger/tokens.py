@@ -63,7 +63,7 @@ class Tokens:
         self._client: Any = client
         self._clock: Clock = clock or now_us
         self._audit = Audit(client, clock)
-        self._revoke = Script(client, "token_revoke")
+        self._script = Script(client, "token")
         self._known: dict[str, tuple[float, Token]] = {}
         self._used: dict[str, int] = {}
         self._reading: dict[str, asyncio.Task[Token | None]] = {}
@@ -94,7 +94,7 @@ class Tokens:
         digest = _digest(token)
         record = Token(digest[:16], digest, role, org, format_time(now), expires_us, note[:NOTE_MAX])
         await self._audit.add("token_created", who, address, **_facts(record))
-        await again(lambda: self._client.hset(keys.TOKENS, record.id, msgspec.json.encode(record)))
+        await self._write(record.id, msgspec.json.encode(record))
         return record, token
 
     async def list(self) -> list[tuple[Token, int | None]]:
@@ -122,7 +122,7 @@ class Tokens:
         if record is None:
             return False
         await self._audit.add("token_revoked", who, address, **_facts(record))
-        said = text(await self._revoke([keys.TOKENS], [token_id, "1" if keep_admin else "", str(self._clock())]))
+        said = await self._write(token_id, b"", "1" if keep_admin else "")
         if said == "last_admin":
             await self._audit.add("token_kept", who, address, **_facts(record))
             raise LastAdmin(
@@ -132,6 +132,12 @@ class Tokens:
         await again(lambda: self._client.hdel(keys.TOKENS_USED, token_id))
         self._known = {digest: known for digest, known in self._known.items() if known[1].id != token_id}
         return True
+
+    async def _write(self, token_id: str, record: bytes, keep_admin: str = "") -> str:
+        """On the server's disk before it is acknowledged: what was revoked must not come back with a server that
+        crashed."""
+        arguments = [token_id, record, keep_admin, str(self._clock())]
+        return text(await self._script.durably([keys.TOKENS], arguments, keys.TOKENS_SYNCED))
 
     def known(self, token: str) -> Token | None:
         """The record of a valid token that was checked within 5 s; None says nothing."""

@@ -16,7 +16,7 @@ import msgspec
 from ledger import keys
 from ledger.clock import Clock, format_time, now_us
 from ledger.connect import Client, again
-from ledger.errors import InvalidRequest
+from ledger.errors import Changed, InvalidRequest
 from ledger.lua import Scripts, text
 from ledger.money import MICRO_MAX, format_micro
 from ledger.names import check_name
@@ -67,6 +67,8 @@ class TopUp:
     paused: str
     month: str
     month_micro: int
+    revision: str = "0"
+    """Of the terms: another one after each change of them, never the same again."""
 
     def state(self, now: int) -> str:
         """`off`, `in_flight`, `paused`, `no_card`, `cooling`, `capped` or `ready`."""
@@ -112,10 +114,16 @@ class TopUps:
             text(found.get("paused")),
             month,
             int(found.get(f"month:{month}", 0)),
+            text(found.get("terms_rev")) or "0",
         )
 
-    async def put(self, org: str, terms: Terms, address: str | None = None) -> TopUp:
-        """Set the terms; a pause ends. Raises: InvalidRequest, LedgerUnavailable (retry is safe)."""
+    async def put(
+        self, org: str, terms: Terms, address: str | None = None, *, if_revision: str | None = None
+    ) -> TopUp:
+        """Set the terms; a pause ends. `if_revision`: only if they still are of this revision (`*`: any).
+
+        Raises: InvalidRequest, Changed, LedgerUnavailable (retry is safe).
+        """
         check_name("org", org)
         for name, micro in (("threshold", terms.threshold_micro), ("monthly_cap", terms.cap_micro)):
             if not 0 <= micro <= MICRO_MAX:
@@ -134,23 +142,33 @@ class TopUps:
             "monthly_cap": format_micro(terms.cap_micro), "cool_down_minutes": terms.cool_down_us / _MINUTE_US,
         }  # fmt: skip
         await again(lambda: self._client.sadd(keys.TOP_UPS, org))
-        await self._set(org, text(msgspec.json.encode(terms)), entry)
+        await self._set(org, text(msgspec.json.encode(terms)), entry, if_revision)
         return await self.read(org)
 
-    async def remove(self, org: str, who: str, address: str | None = None) -> Card | None:
-        """End it and forget the card, which is given back; an order in flight goes on to its end."""
+    async def remove(
+        self, org: str, who: str, address: str | None = None, *, if_revision: str | None = None
+    ) -> Card | None:
+        """End it and forget the card, which is given back; an order in flight goes on to its end.
+
+        Raises: Changed, LedgerUnavailable (retry is safe).
+        """
         card = (await self.read(org)).card
         at = format_time(self._clock())
         entry = {"type": "top_up_terms", "at": at, "who": who, "from": address, "removed": True}
-        await self._set(org, "", entry)
+        await self._set(org, "", entry, if_revision)
         return card
 
-    async def _set(self, org: str, terms: str, entry: dict[str, Any]) -> None:
+    async def _set(self, org: str, terms: str, entry: dict[str, Any], if_revision: str | None) -> None:
         names = keys.of_org(org)
-        await self._scripts.top_up_terms.durably(
+        said = await self._scripts.top_up_terms.durably(
             [names.top_up, names.journal],
-            [terms, msgspec.json.encode(entry), str(self._clock()), secrets.token_hex(16)],
-        )
+            [
+                terms, msgspec.json.encode(entry), str(self._clock()), secrets.token_hex(16), if_revision or "",
+                secrets.token_hex(8),
+            ],
+        )  # fmt: skip
+        if text(said) == "changed":
+            raise Changed(f"The auto top-up of org {org!r} is not what was read; read it again.")
 
     async def keep_card(self, org: str, card: Card) -> str:
         """`kept`, `known`, or `older` than what was agreed to, or removed, since."""

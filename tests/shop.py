@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class Shop:
     till: Till
     reconciler: Reconciler
     tokens: dict[str, str]
+    answered: Mapping[str, str] = field(default_factory=dict)
+    """Headers of the last answer."""
 
     async def call(
         self, method: str, path: str, body: object = None, role: str | None = "owner", **headers: str
@@ -53,6 +55,7 @@ class Shop:
             given["Authorization"] = f"Bearer {self.tokens[role]}"
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         async with self.http.request(method, path, data=data, headers=given) as response:
+            self.answered = response.headers
             if response.status >= 400:
                 assert response.content_type == "application/problem+json", await response.text()
                 return response.status, json.loads(await response.read())

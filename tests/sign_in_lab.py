@@ -50,13 +50,13 @@ class Browser:
     cookies: dict[str, str] = field(default_factory=dict)
 
     async def get(self, path: str, **headers: str) -> Answer:
-        return await self._ask("GET", path, None, headers)
+        return await self.ask("GET", path, None, headers)
 
     async def post(self, path: str, fields: Mapping[str, str] | bytes, **headers: str) -> Answer:
         """A form; headers given as None are left out."""
         given = {"Origin": self.url, "Sec_Fetch_Site": "same-origin", **headers}
         body = fields if isinstance(fields, bytes) else urlencode(fields).encode()
-        return await self._ask("POST", path, body, {"Content_Type": "application/x-www-form-urlencoded", **given})
+        return await self.ask("POST", path, body, {"Content_Type": "application/x-www-form-urlencoded", **given})
 
     async def send(self, path: str, fields: Mapping[str, str], at: str = "") -> Answer:
         """A form as the page at `at` (else at `path`) gives it, with its hidden token."""
@@ -68,8 +68,11 @@ class Browser:
     async def sign_in(self, token: str, after: str = "/console") -> Answer:
         return await self.post("/console/sign-in", {"token": token, "next": after})
 
-    async def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
-        given = {name.replace("_", "-"): value for name, value in headers.items() if value is not None}
+    async def ask(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """A request, with the cookies."""
+        given = {name.replace("_", "-"): value for name, value in (headers or {}).items() if value is not None}
         if self.cookies:
             given.setdefault("Cookie", "; ".join(f"{name}={value}" for name, value in self.cookies.items()))
         async with self.http.request(

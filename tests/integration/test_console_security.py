@@ -110,6 +110,17 @@ async def test_no_form_is_taken_without_its_token_or_from_another_site(
     assert (await admin.get("/console/session")).status == 200
 
 
+async def test_head_is_as_get_without_a_body(site: Site, admin: Browser) -> None:
+    for route in (*PAGES, *(path for path in ("/-/healthy", "/openapi.json", "/metrics"))):
+        path = route if isinstance(route, str) else path_of(route)
+        got, head = await admin.get(path), await admin.ask("HEAD", path)
+        assert head.status == got.status, path
+        assert head.text == ""
+        assert head.headers.get("Content-Type") == got.headers.get("Content-Type")
+    stranger = await site.browser().ask("HEAD", "/console/orgs")
+    assert (stranger.status, stranger.where.partition("?")[0]) == (303, "/console/sign-in")
+
+
 @pytest.mark.parametrize("route", PAGES, ids=lambda route: route.path)
 async def test_every_page_is_behind_the_same_headers_and_a_session(site: Site, admin: Browser, route: Route) -> None:
     stranger = await site.browser().get(path_of(route))

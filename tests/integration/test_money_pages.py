@@ -101,6 +101,32 @@ async def test_an_owner_sets_and_ends_auto_top_up(lab: ConsoleLab) -> None:
     assert (await owner.post(TOP_UP, TERMS)).status == 403  # without the form's token
 
 
+async def test_two_who_edit_do_not_overwrite_each_other(lab: ConsoleLab) -> None:
+    ann, bob = await signed_in(lab, "owner"), await signed_in(lab, "admin")
+    for path, fields, change in (
+        (NOTICES, {"email": "ops@example.org", "runway_hours": "12", "url": ""}, {"runway_hours": "7"}),
+        (TOP_UP, TERMS, {"threshold": "77"}),
+    ):
+        assert (await ann.send(path, fields)).status == 303
+        before = revision_in((await ann.get(path)).text)
+        assert (await bob.send(path, {**fields, **change, "revision": before})).status == 303
+        late = await ann.send(path, {**fields, "revision": before})
+        assert late.status == 409
+        assert "Somebody else changed this" in late.text
+        assert f'value="{next(iter(change.values()))}"' in late.text  # what is set now
+        assert revision_in(late.text) == revision_in((await ann.get(path)).text) != before
+        assert (await ann.send(path, {**fields, "revision": revision_in(late.text)})).status == 303
+    ended = await ann.send(f"{TOP_UP}/end", {"revision": before}, at=TOP_UP)
+    assert ended.status == 409
+    assert (await TopUps(lab.ledger.client, lab.ledger.scripts).read("acme")).terms is not None
+
+
+def revision_in(page: str) -> str:
+    found = re.search(r'name="revision" value="([^"]+)"', page)
+    assert found is not None
+    return found[1]
+
+
 async def test_where_nothing_is_sold_there_is_no_auto_top_up(valkey_url: str) -> None:
     async with console_lab(valkey_url, since_us=NOW - HOUR_US, sells=False) as lab:
         await lab.ledger.accounts.grant("acme", CREDIT, key="k", who="t")

@@ -508,6 +508,17 @@ async def test_preferences_over_http(client: Client) -> None:
             assert (await call("GET", path, role=role))[0] == seen
             assert (await call("PUT", path, body, role))[0] == edited
         assert (await call("PUT", "/v1/orgs/nobody/notices", body, "admin"))[0] == 404
+        tags = []
+        for condition, hours, expected in (("", 1, 200), ("", 2, 200), (0, 3, 412), (1, 4, 200), ("", 4, 200)):
+            headers = {"Authorization": f"Bearer {tokens['owner']}"}
+            headers |= {} if condition == "" else {"If-Match": tags[condition]}
+            async with http.put(path, json={**body, "runway_hours": hours}, headers=headers) as response:
+                assert response.status == expected
+                tags.append(response.headers.get("ETag", ""))
+        assert len({*tags[:2], tags[3]}) == 3
+        assert tags[3] == tags[4]  # nothing was changed
+        async with http.get(path, headers=headers) as response:
+            assert (response.headers["ETag"], (await response.json())["runway_hours"]) == (tags[4], 4)
     entries, _ = await ledger.accounts.journal("acme")
     noted = [entry for entry in entries if entry["type"] == "notices"]
     assert noted[0]["email"] == [OPS]

@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import stripe
 from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -240,6 +241,21 @@ async def test_more_than_a_page_of_payments_is_found(shop: Shop, monkeypatch: py
         shop.stripe.pay(shop.session_of(await shop.buy("10", f"k{number}")))
     assert (await shop.reconciler.once())["credited"] == 5
     assert await shop.balance() == "50"
+
+
+async def test_news_of_a_payment_that_stripe_does_not_know_are_answered_with_404(shop: Shop) -> None:
+    order = await shop.buy()
+    payment = shop.stripe.pay(shop.session_of(order))
+    await shop.stripe.settle()
+    refund = shop.stripe.refunds[shop.stripe.refund(payment)] | {"id": "re_strange", "payment_intent": "pi_strange"}
+    event = {"id": "evt_strange", "object": "event", "type": "refund.created", "data": {"object": refund}}
+    await shop.stripe.settle()
+    body = json.dumps(event)
+    given = {"Stripe_Signature": stripe.WebhookSignature.generate_signature_header(body, SECRET)}
+    status, problem = await shop.call("POST", "/v1/payments/stripe", body.encode(), None, **given)
+    assert (status, problem["code"]) == (404, "not_found")
+    assert "No such" in problem["detail"]
+    assert "another account or mode (test, live)" in problem["detail"]
 
 
 async def test_stripe_out_of_reach_costs_nothing_and_is_tried_again(shop: Shop) -> None:

@@ -293,6 +293,14 @@ def test_pages_of_this_console_are_kept_as_they_are(text: str) -> None:
 # -- headers ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("public_url", [None, "https://credits.example.com"])
+async def test_over_https_browsers_are_told_to_stay_there(client: Client, public_url: str | None) -> None:
+    async with console_site(client, Console(public_url=public_url)) as site:
+        for path in ("/console/sign-in", "/console/nothing"):
+            said = (await site.browser().get(path)).headers.get("Strict-Transport-Security")
+            assert said == (None if public_url is None else "max-age=31536000")
+
+
 @pytest.mark.parametrize("path", ["/console/sign-in", "/console/session", "/console/nothing", "/console"])
 async def test_no_page_is_framed_kept_or_given_scripts_of_others(site: Site, path: str) -> None:
     answer = await (await signed_in(site, "owner")).get(path)

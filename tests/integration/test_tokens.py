@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from ledger import keys
-from ledger.connect import Client
-from ledger.errors import InvalidRequest
+from ledger import keys, lua
+from ledger.connect import Client, connect
+from ledger.errors import InvalidRequest, LedgerUnavailable
+from ledger.sessions import SessionStore
 from ledger.tokens import Tokens
+from tests.servers import ServerProcess, newest_log
 
 T0 = 1_795_000_000_000_000
 
@@ -32,6 +35,32 @@ async def test_only_the_hash_of_a_token_is_kept(any_client: Client) -> None:
     assert token.encode() not in b"".join(stored.values())
     assert record.digest == hashlib.sha256(token.encode()).hexdigest()
     assert await Tokens(any_client).authenticate(token) == record
+
+
+async def test_what_is_made_or_revoked_waits_for_the_disk(
+    make_server: Callable[..., ServerProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, unsynced = make_server(), make_server(appendfsync="no")
+    async with connect(synced.url, None) as client:
+        record, _ = await Tokens(client).create("admin", note="a-token-on-disk")
+        assert b"a-token-on-disk" in newest_log(synced.directory).read_bytes()
+        await Tokens(client).revoke(record.id)
+        assert b"HDEL" in newest_log(synced.directory).read_bytes().upper()
+    monkeypatch.setattr(lua, "_WAIT_MS", 50)
+    async with connect(unsynced.url, None) as client:
+        tokens, sessions = Tokens(client), SessionStore(client, 3600, 600)
+        await client.config_set("appendfsync", "always")
+        record, _ = await tokens.create("admin")
+        await client.config_set("appendfsync", "no")
+        for work in (
+            lambda: tokens.create("viewer", "acme"), lambda: tokens.revoke(record.id),
+            lambda: sessions.end("s"), lambda: sessions.end_all("p"), lambda: sessions.end_all("p"),
+        ):  # fmt: skip
+            with pytest.raises(LedgerUnavailable, match="did not confirm the write to its disk"):
+                await work()
+        assert await tokens.get(record.id) is None  # written, but nobody may rely on it yet
+        await client.config_set("appendfsync", "always")
+        assert [one.role for one, _ in await tokens.list()] == ["viewer"] * len(await tokens.list())
 
 
 @pytest.mark.parametrize("text", ["", "act_", "act_x", "x", "act_" + "y" * 43, "act_é", "act_" + "x" * 10_000])

@@ -360,6 +360,37 @@ async def test_who_may_set_it(topped: Topped) -> None:
     assert (await shop.call("PUT", PATH, b"{"))[0] == 400
 
 
+async def test_two_who_edit_do_not_overwrite_each_other(topped: Topped) -> None:
+    shop, _ = topped
+    await shape_of(shop)
+    first = shop.answered["ETag"]
+    assert (await shop.call("PUT", PATH, {**TERMS, "threshold": "60"}, If_Match=first))[0] == 200
+    second = shop.answered["ETag"]
+    for method, body in (("PUT", TERMS), ("DELETE", None)):
+        status, problem = await shop.call(method, PATH, body, If_Match=first)
+        assert (status, problem["code"]) == (412, "changed")
+    assert ((await shape_of(shop))["threshold"], shop.answered["ETag"]) == ("60", second)
+    assert (await shop.call("PUT", PATH, {**TERMS, "threshold": "60"}, If_Match=second))[0] == 200
+    assert shop.answered["ETag"] == second  # nothing was changed
+    assert (await shop.call("PUT", PATH, TERMS))[0] == 200  # the last one wins
+    await runner(shop).once()  # an order is no edit
+    assert (await shop.call("PUT", PATH, TERMS, If_Match="x"))[0] == 422
+    assert (await shop.call("PUT", PATH, TERMS, If_Match='W/"x"'))[0] == 412
+    assert (await shop.call("DELETE", PATH, If_Match=shop.answered.get("ETag", "*")))[0] == 204
+
+
+async def test_while_an_order_is_in_flight_no_other_is_made(topped: Topped) -> None:
+    shop, _ = topped
+    card_of(shop)["_does"] = "waits"
+    await runner(shop).once()
+    seen = await shop.till.top_ups.read("acme")
+    assert seen.order
+    assert await shop.till.top_ups.claim(seen, 500, "usd") == "in_flight"
+    after = await shop.till.top_ups.read("acme")
+    assert (after.order, after.seq, after.month_micro) == (seen.order, seen.seq, seen.month_micro)
+    assert len(charges(shop)) == 1
+
+
 async def test_what_is_not_sold_any_more_is_said_once_and_not_bought(
     topped: Topped, caplog: pytest.LogCaptureFixture
 ) -> None:
