@@ -1,6 +1,7 @@
 """What is done to the work of a tier that runs out: told first, and acted upon once it has had its whole grace.
 
-The grace is each workload's own: it begins when its signal was delivered. A signal that fails is tried again in every
+The grace is each workload's own: it begins when its signal was delivered, and is over when both the wall clock and the
+time that was counted meanwhile (see grace.py) say so. A signal that fails is tried again in every
 round; what could not be told for a whole grace of trying is acted upon all the same. What was noted about an earlier
 run of the same workload counts for nothing.
 """
@@ -55,13 +56,15 @@ class Acting:
     """Signals, suspends, stops and resumes. `check` raises where another enforcer does so by now."""
 
     def __init__(
-        self, ledger: Ledger, actions: Mapping[str, Actions], check: Callable[[], None], clock: Clock, gap_us: int
-    ) -> None:
+        self, ledger: Ledger, actions: Mapping[str, Actions], check: Callable[[], None], clock: Clock, counted: Clock,
+        gap_us: int,
+    ) -> None:  # fmt: skip
         """`actions` by the name of the source. `gap_us`: so long without a try, and trying begins anew."""
         self._ledger = ledger
         self._actions = actions
         self._check = check
         self._clock = clock
+        self._counted = counted
         self._gap_us = gap_us
 
     async def act(self, case: Case, fresh: Sequence[RunningWork], acts: Acts) -> None:
@@ -96,8 +99,8 @@ class Acting:
         del acts[tier, source, workload]
 
     async def _turn(self, case: Case, work: RunningWork, act: Act | None) -> None:
-        if act is not None and act.what not in _RESTS and act.at_us < work.started_us:
-            act = None  # that was another run of it
+        if act is not None and act.what not in _RESTS and _is_of_another_run(act, work):
+            act = None
         last = SUSPENDED if case.policy.then == "suspend" else STOPPED
         if act is not None and act.what in (last, CANNOT):
             return
@@ -105,9 +108,12 @@ class Acting:
             act = await self._signal(case, work, act)
         if act is None or case.state.stage != Stage.ACT:
             return
-        begun_us = act.since_us if act.what == TRYING else act.at_us
-        if act.what not in (SIGNALLED, TRYING) or self._clock() - begun_us >= case.policy.grace_us:
+        if act.what not in (SIGNALLED, TRYING) or self._is_over(act, case.policy.grace_us):
             await self._finish(case, work, last)
+
+    def _is_over(self, act: Act, grace_us: int) -> bool:
+        begun_us = act.since_us if act.what == TRYING else act.at_us
+        return self._clock() - begun_us >= grace_us and self._counted() - act.counted_us >= grace_us
 
     async def _signal(self, case: Case, work: RunningWork, act: Act | None) -> Act | None:
         """What is known of it then: delivered, tried since, or None where there is nobody to tell."""
@@ -118,14 +124,16 @@ class Acting:
         except ActionError as error:
             log.warning("org %s: signal of %s: %s", case.org, work.id, error)
             outcome = Outcome.LATER
-        now = self._clock()
+        now, counted = self._clock(), self._counted()
         if outcome is Outcome.OVER:
             return None
         if outcome is Outcome.LATER:
-            goes_on = act is not None and now - act.at_us <= self._gap_us
-            act = Act(TRYING, now, act.since_us if act is not None and goes_on else now)
+            since = now, counted
+            if act is not None and now - act.at_us <= self._gap_us:
+                since = act.since_us, act.counted_us
+            act = Act(TRYING, now, *since, work.started_us)
         else:  # where a scheduler has no signal, there is nothing to deliver, and the grace is as long
-            act = Act(SIGNALLED, now)
+            act = Act(SIGNALLED, now, 0, counted, work.started_us)
             log.info("org %s: signal of %s: %s", case.org, work.id, outcome.value)
         await self._ledger.exhaustion.note(case.org, case.tier, work.source, work.id, act)
         return act
@@ -149,7 +157,7 @@ class Acting:
             await self._note(case, work, CANNOT)
 
     async def _note(self, case: Case, work: RunningWork, what: str) -> None:
-        act = Act(what, self._clock())
+        act = Act(what, self._clock(), run_us=work.started_us)
         await self._ledger.exhaustion.note(case.org, case.tier, work.source, work.id, act)
 
     @staticmethod
@@ -159,3 +167,8 @@ class Acting:
             case.whose, case.since_us, case.policy.then, until_us, case.org, case.about,
             is_budget=case.tier != ORG_TIER and not is_class(case.tier), renews_us=case.renews_us,
         )  # fmt: skip
+
+
+def _is_of_another_run(act: Act, work: RunningWork) -> bool:
+    """By its start, where that was noted: what was done may seem to be later than a clock that was set back since."""
+    return (act.run_us or act.at_us) < work.started_us

@@ -38,9 +38,14 @@ class Lease:
         self._until = asked + self._seconds if has else 0.0
         return has
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is for sure."""
+        return time.monotonic() < self._until
+
     def check(self) -> None:
         """Raises: LeaseLost, unless it is ours for sure."""
-        if time.monotonic() >= self._until:
+        if not self.is_ours:
             raise LeaseLost("Another enforcer acts on what runs now: the lease was not renewed in time.")
 
     @asynccontextmanager

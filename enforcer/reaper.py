@@ -19,6 +19,7 @@ from config.settings import AdmissionSettings, Settings
 from enforcer.acting import Acting, Case
 from enforcer.actions.base import Actions
 from enforcer.actions.factory import actions_of
+from enforcer.grace import CountedTime
 from enforcer.lease import Lease, LeaseLost
 from enforcer.metrics import EnforcerMetrics
 from enforcer.notify import Notifier
@@ -27,7 +28,7 @@ from enforcer.work_tiers import work_tiers
 from ledger import keys
 from ledger.accounts import Balance
 from ledger.budget_store import BudgetState
-from ledger.clock import Clock, format_time
+from ledger.clock import Clock, format_time, monotonic_us
 from ledger.errors import CreditsError, LedgerUnavailable, UnknownOrg
 from ledger.exhaustion import ORG_TIER, Act, ExhaustionState, RunningWork, TierState
 from ledger.keys import tier_fields
@@ -71,8 +72,9 @@ class Reaper:
     def __init__(
         self, ledger: Ledger, policy: Policy, admission: AdmissionSettings, actions: Mapping[str, Actions],
         metrics: EnforcerMetrics, clock: Clock, *, interval_seconds: float, notifier: Notifier | None = None,
+        monotonic: Clock = monotonic_us,
     ) -> None:  # fmt: skip
-        """`actions` by the name of the source."""
+        """`actions` by the name of the source. `monotonic`: by which graces are counted."""
         self._ledger = ledger
         self._policy = policy
         self._admission = admission
@@ -84,7 +86,8 @@ class Reaper:
         self._hold_us = int(admission.hold_minutes * _MINUTE_US)
         self._notifier = notifier
         self._lease = Lease(ledger.exhaustion, max(_LEASE_SECONDS_MIN, _LEASE_ROUNDS * interval_seconds))
-        self._acting = Acting(ledger, actions, self._lease.check, clock, self._stale_us)
+        self._counted = CountedTime(ledger.exhaustion, monotonic)
+        self._acting = Acting(ledger, actions, self._lease.check, clock, self._counted.now, self._stale_us)
         self._delivery: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
@@ -112,9 +115,11 @@ class Reaper:
 
     async def round(self) -> bool:
         """One look at all orgs; False where another enforcer does it. Raises: LedgerUnavailable."""
+        goes_on = self._lease.is_ours
         if not await self._lease.take():
             self._metrics.stages = {}
             return False
+        await self._counted.look(goes_on=goes_on)
         stages: dict[str, int] = {}
         try:
             async with self._lease.kept():
@@ -180,7 +185,8 @@ class Reaper:
                 tier.facts.is_dry
                 and not replace(tier.facts, wanted_micro=tier.facts.wanted_micro - unsure.get(tier.field, 0)).is_dry
             )
-            facts = _not_fresh(tier.facts) if only_by_stale or len(fresh) < len(mine) else tier.facts
+            is_fresh = not only_by_stale and len(fresh) == len(mine)
+            facts = replace(tier.facts, is_fresh=is_fresh, counted_us=self._counted.now())
             its_policy = replace(policy, then="block") if tier.only_new else policy
             after = decide(tier.state, facts, its_policy)
             if after != tier.state:
@@ -302,7 +308,3 @@ def _tiers(
 
 def _acting(stage: int, policy: Policy) -> str:
     return WORDS.get(Stage(stage), policy.then) if stage >= Stage.GRACE else ""
-
-
-def _not_fresh(facts: TierFacts) -> TierFacts:
-    return replace(facts, is_fresh=False)

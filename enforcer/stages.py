@@ -55,9 +55,9 @@ class Policy:
 class TierFacts:
     """A tier at an instant, in micro-credits.
 
-    `left`: neither expired nor spent. `held`: in holds of work that has not started. `wanted`: what running work is
-    to have set aside. `burn`: an hour's use. `ends_us`: when its period starts anew. `is_fresh`: all sources with
-    work in it were read lately.
+    `counted`: the same instant in the time that enforcers count. `left`: neither expired nor spent. `held`: in holds of
+    work that has not started. `wanted`: what running work is to have set aside. `burn`: an hour's use. `ends_us`: when
+    its period starts anew. `is_fresh`: all sources with work in it were read lately.
     """
 
     at_us: int
@@ -68,6 +68,7 @@ class TierFacts:
     unlimited: bool = False
     ends_us: int | None = None
     is_fresh: bool = True
+    counted_us: int = 0
 
     @property
     def is_dry(self) -> bool:
@@ -80,11 +81,15 @@ def decide(state: TierState, facts: TierFacts, policy: Policy) -> TierState:
     stage = _stage(state, facts, policy)
     if stage == state.stage:
         return state
-    until = facts.at_us + policy.grace_us if stage is Stage.GRACE else state.until_us if stage is Stage.ACT else 0
+    until = until_counted = 0
+    if stage is Stage.GRACE:
+        until, until_counted = facts.at_us + policy.grace_us, facts.counted_us + policy.grace_us
+    elif stage is Stage.ACT:
+        until, until_counted = state.until_us, state.until_counted_us
     # What is suspended goes on once its window is there again: it wants nothing meanwhile, so this is remembered. And
     # who was warned is not told that all is well, and warned again, as often as a job ends and another starts.
     need = facts.wanted_micro if stage is Stage.ACT else max(0, facts.left_micro) if stage is Stage.WARN else 0
-    return TierState(stage, facts.at_us, until, need)
+    return TierState(stage, facts.at_us, until, need, until_counted)
 
 
 def _stage(state: TierState, facts: TierFacts, policy: Policy) -> Stage:
@@ -104,7 +109,8 @@ def _stage(state: TierState, facts: TierFacts, policy: Policy) -> Stage:
     if not facts.is_fresh:  # nothing goes further on what may no longer be so
         return Stage(state.stage) if state.stage >= Stage.BLOCK else Stage.BLOCK
     if state.stage == Stage.GRACE:
-        return Stage.ACT if facts.at_us >= state.until_us else Stage.GRACE
+        is_over = facts.at_us >= state.until_us and facts.counted_us >= state.until_counted_us
+        return Stage.ACT if is_over else Stage.GRACE
     return Stage.GRACE
 
 

@@ -24,6 +24,11 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
+def monotonic_us() -> int:
+    """A clock that only goes on, from no instant in particular, in microseconds: for how long something takes."""
+    return time.monotonic_ns() // 1000
+
+
 def to_us(moment: datetime) -> int:
     """An aware datetime as microseconds since 1970, exactly.
 

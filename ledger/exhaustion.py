@@ -24,7 +24,7 @@ ACTS_FROM: Final = 3
 
 
 class TierState(msgspec.Struct, frozen=True):
-    """How far a tier's exhaustion went, since when. `until_us` ends the grace.
+    """How far a tier's exhaustion went, since when. `until_us` ends the grace, once `until_counted_us` was counted too.
 
     `need_micro`: what was left when it was warned, or what it takes for what is suspended to go on.
     """
@@ -33,6 +33,7 @@ class TierState(msgspec.Struct, frozen=True):
     since_us: int = 0
     until_us: int = 0
     need_micro: int = 0
+    until_counted_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,16 @@ class RunningWork:
 
 
 class Act(NamedTuple):
-    """What was done to a workload, when. `since_us`: when it was first tried without success."""
+    """What was done to a workload, when. `since_us`: when it was first tried without success.
+
+    `counted_us`: what was counted (see `counted`) when its grace began. `run_us`: start of the run that it was done to.
+    """
 
     what: str
     at_us: int
     since_us: int = 0
+    counted_us: int = 0
+    run_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,14 @@ class ExhaustionStore:
     async def lead(self, who: str, seconds: float) -> bool:
         """Whether `who` has the lease now, for so long; 0 gives it up."""
         return bool(await self._scripts.lease([keys.REAPER], [who, str(int(seconds * 1000))]))
+
+    async def counted(self) -> int:
+        """How much time (us) enforcers have counted while they looked, since the ledger began."""
+        return int(await again(lambda: self._client.get(keys.COUNTED)) or 0)
+
+    async def count(self, counted_us: int) -> None:
+        """It is so much by now."""
+        await again(lambda: self._client.set(keys.COUNTED, str(counted_us)))
 
     async def read(self, org: str) -> ExhaustionState:
         """All of one instant."""
@@ -139,7 +153,7 @@ class ExhaustionStore:
         if act is None:
             await again(lambda: self._client.hdel(names.acted, field))
         else:
-            what = f"{act.what}@{act.at_us}" + (f"@{act.since_us}" if act.since_us else "")
+            what = "@".join([act.what, *(str(us) for us in act[1:])])
             await again(lambda: self._client.hset(names.acted, field, what))
 
     async def set_aside(self, org: str, sources: Sequence[str]) -> dict[str, int]:
@@ -185,7 +199,7 @@ def _split(field: str) -> tuple[str, str, str]:
 
 def _act(noted: str) -> Act:
     what, *times = noted.split("@")
-    return Act(what, *(int(us) for us in times[:2])) if times else Act(what, 0)
+    return Act(what, *(int(us) for us in times[:4])) if times else Act(what, 0)
 
 
 def _version(state: TierState) -> str:

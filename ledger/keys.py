@@ -62,6 +62,8 @@ NOTIFIER = "credits:notifier"
 """Which enforcer sends notices; expires."""
 REAPER = "credits:reaper"
 """Which enforcer acts on work of orgs that ran out; expires."""
+COUNTED = "credits:reaper:counted"
+"""How long (us) enforcers have looked at such orgs by a clock that only goes on: graces last by it."""
 
 US = "\x1f"
 """Unit separator: joins names inside hash fields; names never contain control characters."""
@@ -240,7 +242,8 @@ class OrgKeys:
 
     @property
     def acted(self) -> str:
-        """Hash: tier US source US workload -> what was done to it for want of credits, and when: `signal@US`."""
+        """Hash: tier US source US workload -> what was done to it for want of credits, and when: `signal@` and the times
+        of `Act`, `@` between them."""
         return self._key("acted")
 
     @property

@@ -75,20 +75,33 @@ class Cluster:
         scheduler: Scheduler | None = None, **admission: Any,
     ) -> None:  # fmt: skip
         self.now, self.notifier = T0, notifier
+        self.step = 0
+        """How far clocks were set since: what was waited for is not so much longer."""
         self.ledger = Ledger(client, T0 - 24 * HOUR, lambda: self.now)
         self.scheduler = scheduler or Scheduler()
         self.metrics = EnforcerMetrics("test")
         self.rounds = Rounds(Books(self.ledger), Nothing(), 15 * MINUTE)
-        self.reaper = Reaper(
-            self.ledger, Policy(24 * HOUR, 10 * MINUTE, then), AdmissionSettings(**admission), {"s": self.scheduler},
-            self.metrics, lambda: self.now, interval_seconds=interval, notifier=notifier,
-        )  # fmt: skip
+        self._policy, self._admission = Policy(24 * HOUR, 10 * MINUTE, then), AdmissionSettings(**admission)
+        self._interval = interval
+        self.restart()
         self.jobs: dict[str, tuple[str, str]] = {}
         self.presets: dict[str, str] = {}
         """Of jobs that do not run on `small`."""
         self.starts: dict[str, int] = {}
         self.suspensions: dict[str, list[tuple[int, int | None]]] = {}
         self.grants = 0
+
+    def restart(self) -> None:
+        """Another enforcer goes on, as after `kill -9`."""
+        self.reaper = Reaper(
+            self.ledger, self._policy, self._admission, {"s": self.scheduler}, self.metrics, lambda: self.now,
+            interval_seconds=self._interval, notifier=self.notifier, monotonic=lambda: self.now - self.step,
+        )  # fmt: skip
+
+    def set_clocks(self, by_us: int) -> None:
+        """All wall clocks are set: forward, or back."""
+        self.now += by_us
+        self.step += by_us
 
     async def setup(self, credits_micro: int, *jobs: str, project: str = "p") -> None:
         table = RateTable({"small": 4_000_000_000, "large": 4_000_000_000})

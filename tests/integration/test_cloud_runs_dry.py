@@ -59,7 +59,7 @@ class Site:
         self.actions = actions_of([apolo, kubernetes])
         self.reaper = Reaper(
             ledger, Policy(24 * HOUR, 10 * MINUTE, "stop"), AdmissionSettings(), self.actions,
-            EnforcerMetrics("test"), time, interval_seconds=15,
+            EnforcerMetrics("test"), time, interval_seconds=15, monotonic=time,
         )  # fmt: skip
 
     async def at(self, us: int, *, metered: bool = True) -> None:

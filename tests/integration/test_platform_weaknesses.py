@@ -206,7 +206,7 @@ def reaper_of(lab: UsageLab, scheduler: Scheduler) -> Reaper:
     lab.rounds = Rounds(Books(lab.ledger), lab.rounds.source, hold_us=15 * MINUTE)
     return Reaper(
         lab.ledger, Policy(24 * HOUR, 10 * MINUTE, "stop"), AdmissionSettings(), {"test": scheduler},
-        EnforcerMetrics("test"), lambda: lab.clock[0], interval_seconds=15,
+        EnforcerMetrics("test"), lambda: lab.clock[0], interval_seconds=15, monotonic=lambda: lab.clock[0],
     )  # fmt: skip
 
 
