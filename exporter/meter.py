@@ -50,6 +50,8 @@ class Meter:
         self._unpriced: set[RunKey] = set()
         self.unpriced = 0
         """How many runs were found without a rate so far, each counted once."""
+        self.unpriced_now: dict[str, int] = {}
+        """By org, how many of them went on at its last round."""
         self._too_late: set[RunKey] = set()
         self.too_late = 0
         """How many runs came so late that they were not charged any more, each counted once."""
@@ -71,15 +73,17 @@ class Meter:
 
     def _take_up(self, plan: Plan, state: OrgState, work: OrgWork, snapshot: Snapshot, lines: Lines) -> None:
         mark = state.marks.get(self.source)
-        if work.settles:
-            plan.settled.extend(self._hold_of(observation) for observation in work.over)
+        for observation in work.over:
+            self._settle(plan, work, observation)
         for run, observation in work.changed:
             self._revise(plan, state, run, observation, mark, snapshot, lines)
         for observation in work.new:
             self._begin(plan, state, work, observation, mark, snapshot, lines)
 
-    def _hold_of(self, observation: Observation) -> tuple[str, str]:
-        return observation.hold_id or "", f"{self.cluster}{keys.US}{observation.id}"
+    def _settle(self, plan: Plan, work: OrgWork, observation: Observation) -> None:
+        """Its hold ends; one that it names is not to be made later either (it was let in without the ledger)."""
+        if work.settles or observation.hold_id is not None:
+            plan.settled.append((observation.hold_id or "", f"{self.cluster}{keys.US}{observation.id}"))
 
     def plan(self, state: OrgState, work: OrgWork, snapshot: Snapshot, lines: Lines) -> Plan:
         """The whole round of one org."""
@@ -94,8 +98,10 @@ class Meter:
         self._advance(plan, state, runs, mark, snapshot)
         if mark != taken and (runs or plan.tally or plan.changes):
             plan.taken_us = taken
-        for run in set_aside(plan, state, taken, self.hold_us):
+        unpriced = set_aside(plan, state, taken, self.hold_us)
+        for run in unpriced:
             self._note_unpriced(run)
+        self.unpriced_now[state.name] = len(unpriced)
         return plan
 
     # -- one run ---------------------------------------------------------------------------------------
@@ -151,8 +157,7 @@ class Meter:
             run.limit_us = work.limits.get(observation.id)
         run.points = ((since, origin.carry if origin else 0, 0, units_of(observation)),)
         run.line = lines(row.kind, row.resource, row.app, observation.bills_app)
-        if work.settles:
-            plan.settled.append(self._hold_of(observation))
+        self._settle(plan, work, observation)
         self._revise(plan, state, run, observation, mark, snapshot, lines)
 
     def _revise(

@@ -110,7 +110,7 @@ UNBILLABLE: Final = Metric(
     "credits_unbillable_workloads_total",
     "counter",
     ("source", "reason"),
-    "Workloads that could not be charged, or not as they are labelled, by reason; an exporter that starts counts anew.",
+    "Workloads that could not be charged, or not as they are labelled, by reason.",
 )
 CHARGE_BACK_PENDING: Final = Metric(
     "credits_charge_back_pending",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 
 from exporter.books import Books
@@ -53,9 +54,8 @@ class Rounds:
         self.source = source
         self.meter = Meter(source.name, source.cluster, books.ledger.epoch_us, hold_us)
         self._takeovers = TakeoverDesk(books, self.meter)
-        self._unbillable: dict[str, int] = {}
-        self._unpriced = 0
-        self._too_late = 0
+        self._unbillable: Counter[str] | None = None
+        self._unbillable_kept: Counter[str] = Counter()
         books.on_reload(self.meter.matcher.forget, self.meter.matcher.forget_closed)
 
     async def round(self) -> RoundReport:
@@ -175,19 +175,19 @@ class Rounds:
 
     async def _count(self, snapshot: Snapshot) -> None:
         """Counters of what could not be charged: by how much each reason grew since the last round."""
-        counts = {
-            reason: count - min(count, self._unbillable.get(reason, 0)) for reason, count in snapshot.unbillable.items()
-        }
-        self._unbillable = dict(snapshot.unbillable)
-        counts["unpriced"] = counts.get("unpriced", 0) + self.meter.unpriced - self._unpriced
-        self._unpriced = self.meter.unpriced
-        counts["too_late"] = counts.get("too_late", 0) + self.meter.too_late - self._too_late
-        self._too_late = self.meter.too_late
-        for reason, count in counts.items():
-            if count > 0:
-                some = ", ".join(snapshot.examples.get(reason, ()))
-                named = f" (of {snapshot.unbillable.get(reason, count)} now: {some})" if some else ""
-                log.warning(
-                    "Source %s: workloads to look at, counted as %s: %d%s.", self.meter.source, reason, count, named
-                )
-        await self.ledger.charging.count_unbillable(self.meter.source, counts)
+        charging, source = self.ledger.charging, self.meter.source
+        before = self._unbillable
+        if before is None:  # of another process, which counted the same workloads
+            before = self._unbillable_kept = Counter(await charging.unbillable_now(source))
+        now = Counter(snapshot.unbillable)
+        kept = now + Counter(unpriced=sum(self.meter.unpriced_now.values()), too_late=self.meter.too_late)
+        now += Counter(unpriced=self.meter.unpriced, too_late=self.meter.too_late)
+        grown = now - before
+        for reason, count in grown.items():
+            some = ", ".join(snapshot.examples.get(reason, ()))
+            named = f" (of {snapshot.unbillable.get(reason, count)} now: {some})" if some else ""
+            log.warning("Source %s: workloads to look at, counted as %s: %d%s.", source, reason, count, named)
+        self._unbillable = now
+        if grown or kept != self._unbillable_kept:
+            await charging.count_unbillable(source, grown, kept)
+            self._unbillable_kept = kept

@@ -204,12 +204,25 @@ class Charging:
         else:
             await again(lambda: self._client.hset(keys.SOURCES, source, str(taken_us)))
 
-    async def count_unbillable(self, source: str, counts: Mapping[str, int]) -> None:
-        """Add to the counters of workloads that could not be charged. A lost answer may count them again."""
-        for reason, count in counts.items():
-            if count > 0:
-                name = f"{source}{keys.US}{reason}"
-                await again(partial(self._client.hincrby, keys.UNBILLABLE, name, count))
+    async def count_unbillable(self, source: str, grown: Mapping[str, int], now: Mapping[str, int]) -> None:
+        """Add to the counters of workloads that could not be charged, and keep how many there are now.
+
+        A lost answer may count them again.
+        """
+
+        async def write() -> None:
+            async with self._client.pipeline(transaction=True) as pipe:
+                for reason, count in grown.items():
+                    pipe.hincrby(keys.UNBILLABLE, f"{source}{keys.US}{reason}", count)
+                pipe.hset(keys.UNBILLABLE, source, msgspec.json.encode(dict(now)))
+                await pipe.execute()
+
+        await again(write)
+
+    async def unbillable_now(self, source: str) -> dict[str, int]:
+        """Reason -> how many workloads of a source there were at its last round, whoever made it."""
+        kept = await again(partial(self._client.hget, keys.UNBILLABLE, source))
+        return msgspec.json.decode(kept, type=dict[str, int]) if kept else {}
 
     async def unbillable(self) -> dict[tuple[str, str], int]:
         """(source, reason) -> how many so far."""
@@ -217,7 +230,8 @@ class Charging:
         counts: dict[tuple[str, str], int] = {}
         for name, count in fields.items():
             source, _, reason = text(name).partition(keys.US)
-            counts[source, reason] = int(count)
+            if reason:
+                counts[source, reason] = int(count)
         return counts
 
     async def _of_orgs(self, orgs: Sequence[str], field: str) -> list[bytes | None]:

@@ -30,5 +30,6 @@ async def source_marks(client: Client) -> list[SourceMark]:
     unbillable: dict[str, dict[str, int]] = {}
     for field, count in counted.items():
         name, _, reason = text(field).partition(keys.US)
-        unbillable.setdefault(name, {})[reason] = int(count)
+        if reason:
+            unbillable.setdefault(name, {})[reason] = int(count)
     return [SourceMark(name, marks.get(name), unbillable.get(name, {})) for name in sorted({*marks, *unbillable})]

@@ -266,17 +266,22 @@ async def test_counters_go_on_after_a_restart(
 ) -> None:
     cluster.job("a")
     cluster.job("c", preset="no-such-preset")
-    cluster.show(T0 + HOUR)
+    cluster.job("d", org=None)
     settings = settings_of(tmp_path, valkey_url, cluster.source())
     seen = []
-    for taken in (T0 + HOUR, T0 + 2 * HOUR):
-        cluster.show(taken)
+    for number in range(3):
+        if number == 2:
+            cluster.job("e", preset="no-such-preset")
+            cluster.job("f", org=None)
+        cluster.show(T0 + (number + 1) * HOUR)
         async with exporting(settings) as exporter:
             await until(lambda: _is_ready(exporter.url))
             seen.append(await scrape(exporter.url))
     for number, series in enumerate(seen):
         assert value(series, "credits_spent_total", **ANN, resource="small") == number + 1
-    assert value(seen[0], "credits_unbillable_workloads_total", reason="unpriced") == 1
+        for reason in ("unpriced", "no_org"):
+            counted = value(series, "credits_unbillable_workloads_total", source="file", reason=reason)
+            assert counted == (2 if number == 2 else 1), "what was counted before a restart is not counted again"
 
 
 async def test_what_expired_does_not_fall_when_a_grant_that_is_over_is_corrected(
