@@ -190,7 +190,10 @@ class AdmissionSettings:
     )
     decision_seconds: float = field(
         default=1.0,
-        metadata=setting(values.number("seconds", 0.01, 30.0, "1"), "A decision never takes longer than this."),
+        metadata=setting(
+            values.number("seconds", 0.01, 30.0, "1"),
+            "An answer to admission never takes longer than this, with all that is asked for it.",
+        ),
     )
     buy_url: str | None = field(
         default=None,
