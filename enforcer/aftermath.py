@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from msgspec.structs import replace
+
 from enforcer.metrics import EnforcerMetrics
 from enforcer.spool import LetThrough, Spool
 from ledger.errors import CreditsError, LedgerUnavailable
@@ -178,9 +180,9 @@ class Aftermath:
             self._late.append((again, _Release(item.org, item.hold_id, False)))
 
     async def _catch_up(self, item: LetThrough) -> None:
-        """The hold of what was let through, and its entry; both may be there already."""
+        """The hold of what was let through and does not run yet, and its entry; both may be there already."""
         try:
-            await self._ledger.admissions.admit(item.request, item.terms)
+            await self._ledger.admissions.admit(replace(item.request, was_let_in=True), item.terms)
         except LedgerUnavailable:
             raise
         except CreditsError as error:  # it must not keep those behind it waiting for ever

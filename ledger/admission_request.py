@@ -35,6 +35,8 @@ class AdmissionRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     owner: str | None = None
     hold_id: str = ""
     source: str = ""
+    was_let_in: bool = False
+    """Without the ledger: no hold is to be made for it where it is charged already."""
     bills_app: bool = True
     """False where another workload carries the app's own rate (a pod of an app instance)."""
 

@@ -122,7 +122,7 @@ class AdmitCalls:
             cover = known.cover(project, user, now)
             packed = _PACK.encode((
                 hold, record, workload, request.replaces or "", owner, amount, units, expires, tiers[1], tiers[2],
-                cover.packed, known.revision, terms.unknown_org, request.dry_run,
+                cover.packed, known.revision, terms.unknown_org, request.dry_run, request.was_let_in,
             ))  # fmt: skip
             answer = await self._pipelined.among(self._script, names, (given,), packed, on_late)
             if answer[0] == b"more":
@@ -171,4 +171,4 @@ def _cover(budgets: tuple[Budget, ...], project: str, user: str, now: int) -> _C
 @lru_cache(maxsize=4096)
 def _script_keys(org: str) -> tuple[str, ...]:
     names = keys.of_org(org)
-    return (*common_keys(names), names.budget_spent, names.metered)
+    return (*common_keys(names), names.budget_spent, names.metered, names.settled)

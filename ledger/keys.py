@@ -236,14 +236,20 @@ class OrgKeys:
         return self._key("holdof")
 
     @property
+    def settled(self) -> str:
+        """Sorted set: id of a hold that ended as its work was charged, or was not there by then, by the instant (ms)
+        from which this is forgotten."""
+        return self._key("settled")
+
+    @property
     def stages(self) -> str:
         """Hash: tier ("" for the org, else budget id) -> JSON of how far its exhaustion went."""
         return self._key("stages")
 
     @property
     def acted(self) -> str:
-        """Hash: tier US source US workload -> what was done to it for want of credits, and when: `signal@` and the times
-        of `Act`, `@` between them."""
+        """Hash: tier US source US workload -> what was done to it for want of credits, and when: `signal@` and the
+        times of `Act`, `@` between them."""
         return self._key("acted")
 
     @property

@@ -204,7 +204,7 @@ def pack(plan: Plan, state: OrgState, now_us: int) -> Packed:
         "corrections": [_correction(plan.source, token, n, c, now_us) for n, c in enumerate(plan.corrections)],
     }
     names = [*common_keys(org), org.rows, org.spent, org.hours, org.runs, org.ended, org.grants, org.budget_spent]
-    names += [org.running_of(plan.source), org.rollups, org.metered, *(org.bucket(hour) for hour in hours)]
+    names += [org.running_of(plan.source), org.rollups, org.metered, org.settled, *(org.bucket(hour) for hour in hours)]
     return Packed(token, names, msgspec.msgpack.encode(payload))
 
 

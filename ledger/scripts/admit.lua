@@ -2,7 +2,7 @@
 -- Decide over org, project and user budgets at once and set the credits aside, in one step; for several requests to
 -- one org, as if each had come by itself, one after the other.
 --
--- KEYS    the eight of _common, 9 budgetspent, 10 metered
+-- KEYS    the eight of _common, 9 budgetspent, 10 metered, 11 settled
 -- ARGV    1 now_us or ''
 --         2... one request each (msgpack list; a name that is missing is '', amounts below 2^53 + 2):
 --           id          of the hold to make
@@ -18,6 +18,7 @@
 --           budget_rev  revision of the budgets the request was made from
 --           unknown_org 'deny' or 'allow'
 --           dry_run     true: decide only
+--           was_let_in  true: it was let in without the ledger, and may be charged already
 -- Returns a list for each request, in their order:
 --         {code, available_micro, index of the budget that ran out or 0, hold id, expires_us,
 --          'new'|'replayed'|'metered'|'unknown'|'', units, mode of the org's own policy or ''}
@@ -145,7 +146,7 @@ end
 
 local function decide(request)
   local id, record, workload, replaces, owner_workload, amount, units, expires_us, project, user, budgets, budget_rev,
-    unknown_org, dry_run = unpack(request)
+    unknown_org, dry_run, was_let_in = unpack(request)
   local function refusal(code, available, index)
     return {code, available or 0, index or 0, '', 0, '', units, mode}
   end
@@ -174,7 +175,8 @@ local function decide(request)
   if present and own == required and present.project == project and present.user == user and present.class == class then
     return admission(org_has(class, 0), present.id, expiry_of(present.id, present.expires_us), 'replayed')
   end
-  if not present and units == 1 and workload ~= '' and redis.call('SISMEMBER', KEYS[10], workload) == 1 then
+  local is_metered = workload ~= '' and (units == 1 or was_let_in) and redis.call('SISMEMBER', KEYS[10], workload) == 1
+  if not present and is_metered or was_let_in and redis.call('ZSCORE', KEYS[11], id) then
     return admission(org_has(class, 0), '', 0, 'metered')
   end
   local owner, passing = nil, 0

@@ -2,14 +2,14 @@
 -- Commit a round's charges of one org from one source: amounts, run records, marks, holds, all or nothing.
 --
 -- KEYS    the eight of _common, 9 rows, 10 spent, 11 hours, 12 runs, 13 ended, 14 grants, 15 budgetspent,
---         16 running of this source, 17 rollups, 18 metered, 19... hour buckets
+--         16 running of this source, 17 rollups, 18 metered, 19 settled, 20... hour buckets
 -- ARGV    1 plan (msgpack map; every amount is a string of an integer):
 --           expected    commit token the plan was computed from ('' for an org without one)
 --           token       this commit's own token
 --           budget_rev  revision of what cuts time (budgets, ends of grants) the plan was computed from
 --           org, source
 --           taken_us    instant up to which the source's runs that go on are charged now; '' leaves it
---           hours       full hours (seconds) of the buckets, in the order of KEYS 19...
+--           hours       full hours (seconds) of the buckets, in the order of KEYS 20...
 --           rollups     fields of rollups: days and months of these hours, whose sums are no longer what they were
 --           rows        list of {row number, row as JSON}: new rows
 --           charges     list of {bucket number, row number, micro, us, refunded micro, refunded us}
@@ -66,7 +66,7 @@ local function add(key, row, micro_, us, refunded, refunded_us)
   if refunded_us ~= '0' then redis.call('HINCRBY', key, row .. 'u', refunded_us) end
 end
 for _, charge in ipairs(plan.charges) do
-  add(KEYS[18 + tonumber(charge[1])], charge[2], charge[3], charge[4], charge[5], charge[6])
+  add(KEYS[19 + tonumber(charge[1])], charge[2], charge[3], charge[4], charge[5], charge[6])
   add(KEYS[10], charge[2], charge[3], charge[4], charge[5], charge[6])
 end
 for _, hour in ipairs(plan.hours) do
@@ -122,6 +122,7 @@ for i = 1, #plan.revived do redis.call('HDEL', KEYS[13], plan.revived[i]) end
 for i = 1, #plan.runs, 2 do redis.call('HSET', KEYS[12], plan.runs[i], plan.runs[i + 1]) end
 for i = 1, #plan.ended, 2 do redis.call('HSET', KEYS[13], plan.ended[i], plan.ended[i + 1]) end
 
+local forgotten = text(math.floor(now / 1000) + 3600000)
 for _, settled in ipairs(plan.settled) do
   local id = settled[1]
   if id == '' or redis.call('HEXISTS', KEYS[3], id) == 0 then
@@ -130,7 +131,13 @@ for _, settled in ipairs(plan.settled) do
   if id then
     drop_hold(id, 1, settled[2])
   end
+  -- Who let it in without the ledger may be about to make its hold: admit.lua looks here then.
+  if settled[1] ~= '' and redis.call('HEXISTS', KEYS[3], settled[1]) == 0 then
+    redis.call('ZADD', KEYS[19], forgotten, settled[1])
+  end
 end
+local old = redis.call('ZRANGEBYSCORE', KEYS[19], '-inf', text(math.floor(now / 1000)), 'LIMIT', 0, 5000)
+if #old > 0 then redis.call('ZREM', KEYS[19], unpack(old)) end
 expire_holds(now)
 for _, tier in ipairs(plan.running) do
   if redis.call('HINCRBY', KEYS[7], tier[1], tier[2]) == 0 then
