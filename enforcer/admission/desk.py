@@ -28,8 +28,10 @@ from ledger.store import Ledger
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+_WAITING_PART: Final = 0.97
+"""Of the time for a request: for all that is waited for. The rest is for writing the answer."""
 _LEDGER_PART: Final = 0.9
-"""Of the time for a request, so that what is said without the ledger is said in time."""
+"""The same for the ledger, so that what is said without it is said in time."""
 _LEDGER_PART_BEFORE_DISK: Final = 0.8
 """The same where what is let through has to be on disk before."""
 _FAIR_PART: Final = 0.25
@@ -55,6 +57,7 @@ class Desk:
         self._clock = clock
         self._modes: dict[str, str] = {}
         self._may_pass = settings.on_ledger_down == "allow"
+        self._seconds = settings.decision_seconds * _WAITING_PART
         self._ledger_seconds = settings.decision_seconds * (
             _LEDGER_PART_BEFORE_DISK if self._may_pass else _LEDGER_PART
         )
@@ -62,7 +65,7 @@ class Desk:
 
     def until(self, waited: float = 0.0) -> float:
         """When the time for a request ends, of which so many seconds were waited for already: on the loop's clock."""
-        return _now() + self.settings.decision_seconds - waited
+        return _now() + self._seconds - waited
 
     async def decide(
         self, request: AdmissionRequest, *, who: str, via: str, until: float | None = None,
@@ -119,7 +122,7 @@ class Desk:
         return self._deadlines.within(answer) if until is None else self._sharing(until, answer)
 
     async def _sharing(self, until: float, answer: Awaitable[T]) -> T:
-        async with asyncio.timeout_at(until - self.settings.decision_seconds + self._ledger_seconds):
+        async with asyncio.timeout_at(until - self._seconds + self._ledger_seconds):
             return await answer
 
     def _missed(self, error: Exception, start: float) -> None:
@@ -130,7 +133,7 @@ class Desk:
 
     def _is_over(self, until: float | None) -> bool:
         """Whether the ledger cannot be asked any more."""
-        return until is not None and _now() >= until - self.settings.decision_seconds + self._ledger_seconds
+        return until is not None and _now() >= until - self._seconds + self._ledger_seconds
 
     async def _is_excused(self, excuse: Callable[[], Awaitable[bool]], start: float, until: float | None) -> bool:
         """In what is left of the time for a decision."""
@@ -236,7 +239,7 @@ class Desk:
 
     def _left(self, start: float, until: float | None) -> float:
         """Seconds of the time for a decision that began at `start`, or of what it shares."""
-        return self.settings.decision_seconds - (time.perf_counter() - start) if until is None else until - _now()
+        return self._seconds - (time.perf_counter() - start) if until is None else until - _now()
 
     def _journal(self, kind: str, request: AdmissionRequest, decision: Decision, who: str, via: str) -> None:
         entry = decision_entry(kind, request, decision, who=who, via=via, now_us=self._clock())
