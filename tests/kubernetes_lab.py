@@ -36,6 +36,10 @@ CONTROLLERS = (
     "serviceaccount", "serviceaccount-token", "root-ca-cert-publisher", "persistentvolume-binder",
 )  # fmt: skip
 """Not those that look after nodes, of which there are none."""
+_AUDIT = {
+    "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata"}],
+}  # fmt: skip
 _DOCUMENT = Path(__file__).parents[1] / "docs" / "kubernetes.md"
 _BLOCK = re.compile(r"```yaml\n(apiVersion: .*?)```", re.DOTALL)
 
@@ -75,6 +79,7 @@ class KubernetesLab:
             ["openssl", "genrsa", "-out", str(self.base / "accounts.key"), "2048"], check=True, capture_output=True
         )
         (self.base / "tokens.csv").write_text(f'{ADMIN},kubernetes-admin,admin,"system:masters"\n')
+        (self.base / "audit.yaml").write_text(yaml.safe_dump(_AUDIT))
         self._trust = ssl.create_default_context(cafile=str(self.ca))
         (self.base / "kubeconfig").write_text(yaml.safe_dump(self._kubeconfig(ADMIN)))
         self._start_etcd()
@@ -98,8 +103,9 @@ class KubernetesLab:
             "--authorization-mode=RBAC", "--anonymous-auth=false", "--service-cluster-ip-range=10.0.0.0/24",
             "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={keys}",
             f"--service-account-signing-key-file={keys}", "--feature-gates=BoundServiceAccountTokenVolume=true",
-            # Bookmarks and what depends on them come at the pace of a test.
+            # It forgets old versions when the test says so.
             "--etcd-compaction-interval=0", "--allow-privileged=true", "--profiling=false",
+            f"--audit-policy-file={self.base / 'audit.yaml'}", f"--audit-log-path={self.base / 'audit.log'}",
         )  # fmt: skip
         wait_until("the API server is ready", self._is_ready, 60)
 
@@ -129,6 +135,12 @@ class KubernetesLab:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             raise Refused(error.code, error.read().decode(errors="replace")) from None
+
+    def audited(self, verb: str, resource: str) -> list[Body]:
+        """The API server's own log of requests about a resource, oldest first."""
+        lines = (self.base / "audit.log").read_text().splitlines()
+        found = [json.loads(line) for line in lines]
+        return [one for one in found if (one["verb"], one.get("objectRef", {}).get("resource")) == (verb, resource)]
 
     def token_of(self, account: str, namespace: str = "credits") -> str:
         """A token of a service account."""
@@ -263,3 +275,7 @@ class KubernetesLab:
             "users": [{"name": "admin", "user": {"token": token}}],
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "admin"}}],
         }  # fmt: skip
+
+
+def names_of(objects: list[Body]) -> list[str]:
+    return [one["metadata"]["name"] for one in objects]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.kubernetes_lab import NODE, Body, KubernetesLab, Refused
+from tests.kubernetes_lab import NODE, Body, KubernetesLab
 from tests.kubernetes_programs import missing_programs
 from tests.kubernetes_site import labels, recorded
 from tests.slurm_lab import wait_until

@@ -75,9 +75,15 @@ class Site:
         return Decimal(self.balance(org)["held"])
 
     def charges(self, org: str) -> dict[tuple[str, str], tuple[str, str, str]]:
-        """(resource, id) -> start, end and credits of what was charged."""
+        """(resource, id) -> start, end and credits of what was charged, without what was given back."""
         rows = self.ask(f"usage?org={org}&group_by=resource,workload")["rows"]
-        return {(row["resource"], row["id"]): (row["started_at"], row["ended_at"], row["credits"]) for row in rows}
+        given_back = [row for row in rows if row["id"] is None]  # charged as running before its end was told
+        assert all(row["credits"] == row["refunded"] for row in given_back), given_back
+        return {
+            (row["resource"], row["id"]): (row["started_at"], row["ended_at"], row["credits"])
+            for row in rows
+            if row["id"] is not None
+        }
 
 
 @contextmanager

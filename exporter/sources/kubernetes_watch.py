@@ -170,6 +170,7 @@ class Reflector:
             "timeoutSeconds": str(max(1, round(self._watch_seconds))),
             **self._selector,
         }
+        heard_us = self.heard_us
         try:
             async for line in self._client.watch(self.path, params, self._watch_seconds):
                 self.watching = True
@@ -180,6 +181,11 @@ class Reflector:
                     if self._events % _TURN == 0:
                         await asyncio.sleep(0)
             self.heard_us = self._clock()
+        except Expired:
+            if not self._events:
+                # A server that has forgotten takes the watch and then says so: nothing was followed meanwhile.
+                self.heard_us = heard_us
+            raise
         finally:
             self.watching = False
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kubernetes_lab import KubernetesLab
 from tests.slurm_lab import SlurmLab, missing_for_lab
 
 
@@ -29,3 +30,21 @@ def slurm_lab(slurm_base: Path) -> Iterator[SlurmLab]:
     lab = SlurmLab(slurm_base / "accounting", min_job_age=2).start()
     yield lab
     lab.stop()
+
+
+@pytest.fixture(scope="session")
+def kubernetes_base() -> Iterator[Path]:
+    """A short path, for sockets."""
+    base = Path(tempfile.mkdtemp(prefix="kubernetes-"))
+    yield base
+    shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def kubernetes_lab(kubernetes_base: Path) -> Iterator[KubernetesLab]:
+    """A Kubernetes without nodes, in which nobody asks for credits yet."""
+    lab = KubernetesLab(kubernetes_base / "lab")
+    try:
+        yield lab.start()
+    finally:
+        lab.stop()

@@ -156,11 +156,15 @@ async def test_a_version_that_the_server_forgot_is_answered_by_a_new_list(as_eve
         await until(lambda: api.watchers == 3)
         api.faults.add(Fault("/pods?watch", 503, times=3))
         await api.cut_watches()
+        await until(lambda: api.watchers < 3)
+        time.us = T0 + MINUTE
         await api.put("pods", live("pod-3"))
         await api.delete("pods", NS, "pod-1")
         api.compact()
         snapshot = await fetched(kubernetes, lambda s: len(s.workloads) == 3)
         assert len(alive(snapshot)) == 2
+        # All that is known of the one that is gone is that it was there when the server was last followed.
+        assert {o.ended_us for o in snapshot.workloads} == {None, T0}
         assert api.faults.count("GET", "/pods?limit") == 2
 
 
