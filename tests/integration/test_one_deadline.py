@@ -254,6 +254,28 @@ async def test_a_second_decision_has_what_the_first_left(
         assert await here.held() == held
 
 
+async def test_whether_a_refused_pod_starts_anew_is_asked_in_what_is_left(
+    make_server: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    kube = KubeApi()
+    kube.faults.add(Fault("/namespaces/", silent=True))
+    async with kube.serve() as url, enforcing(make_server(), tmp_path, url) as here:
+        poor = {**LABELS, "platform.apolo.us/org": "poor", "platform.apolo.us/job": "job-1"}
+        await here.desk.ledger.accounts.grant("poor", CREDIT // 2, key="k", who="test")
+        has = here.desk.ledger.admitted.has
+
+        async def stall_and_look(org: str, *identity: str) -> bool:
+            os.kill(here.server.pid, signal.SIGSTOP)
+            return await has(org, *identity)
+
+        here.desk.ledger.admitted.has = stall_and_look  # type: ignore[method-assign]
+        try:
+            status, answer = await here.on_time("/k8s/admission/c", review(recreated("anew", poor)))
+        finally:
+            os.kill(here.server.pid, signal.SIGCONT)
+        assert (status, *said("/k8s", answer)) == (200, False, "no_credits")
+
+
 async def test_an_api_server_that_never_answers_is_not_a_ledger_that_is_away(
     make_server: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:
