@@ -162,6 +162,29 @@ def test_the_pods_of_a_job_take_over_its_hold_and_what_is_cancelled_frees_it(sit
     assert Decimal(site.balance(org)["spent"]) == 0
 
 
+def test_a_job_that_waits_holds_nothing_and_is_resumed_as_a_whole_or_not_at_all(site: Site) -> None:
+    org = site.org("wonka", "20")
+    waiting = job(org, "later", 3)
+    waiting["spec"]["parallelism"] = 0
+    create(site, waiting)
+    assert site.held(org) == 0
+
+    def resume(at_once: int) -> str:
+        change = json.dumps({"spec": {"parallelism": at_once}})
+        return site.kube.tried("patch", "job", "later", "-n", org, "-p", change).stderr
+
+    assert f"Org {org} has 20 credits left; this needs 27 credits to start." in resume(3)
+    assert (site.held(org), site.kube.get("pods", org)) == (0, [])
+    assert resume(2) == ""
+    assert site.held(org) == 2 * HELD
+    wait_until("its pods are there", lambda: len(site.kube.get("pods", org)) == 2)
+    assert site.held(org) == 2 * HELD
+    with site.enforcer.sent(signal.SIGKILL):
+        assert resume(0) == ""  # it can be changed all the same
+        assert resume(1) == ""
+        wait_until("its pod is refused", lambda: bool(site.kube.events(org, "FailedCreate")))
+
+
 def test_dry_runs_changes_and_parts_hold_nothing(site: Site) -> None:
     org = site.org("vandelay", "100")
     create(site, pod(org, "tried"), "--dry-run=server")
