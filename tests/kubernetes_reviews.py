@@ -77,7 +77,7 @@ def record(kube: KubernetesLab, base: Path) -> dict[str, Body]:
         )  # fmt: skip
         keep("pod-of-the-platform", of("CREATE", "pods", by="platform-api"))
 
-        spec = {"parallelism": 2, "completions": 8, "activeDeadlineSeconds": 90}
+        spec: Body = {"parallelism": 2, "completions": 8, "activeDeadlineSeconds": 90}
         spec["template"] = template("sweep", restartPolicy="Never")
         meta = {"name": "sweep", "namespace": NAMESPACE}
         create({"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": spec})
@@ -106,8 +106,8 @@ def record(kube: KubernetesLab, base: Path) -> dict[str, Body]:
         keep("pod-changed", of("UPDATE", "pods"))
         kube.tried("exec", "by-hand", "-n", NAMESPACE, "--", "true")  # there is no node to do it
         keep("pod-entered", of("CONNECT", "pods", "exec"))
-        eviction = {"apiVersion": "policy/v1beta1", "kind": "Eviction"}
-        eviction["metadata"] = {"name": "by-hand", "namespace": NAMESPACE}  # type: ignore[assignment]
+        eviction: Body = {"apiVersion": "policy/v1beta1", "kind": "Eviction"}
+        eviction["metadata"] = {"name": "by-hand", "namespace": NAMESPACE}
         kube.call("POST", f"api/v1/namespaces/{NAMESPACE}/pods/by-hand/eviction", eviction)
         keep("pod-evicted", of("CREATE", "pods", "eviction"))
         kube.kubectl("delete", "pod", JOB, "-n", NAMESPACE, "--wait=false")
@@ -117,7 +117,7 @@ def record(kube: KubernetesLab, base: Path) -> dict[str, Body]:
     return found
 
 
-def shape(value: Any, skip: str = "") -> set[str]:
+def shape(value: Any) -> set[str]:
     """Which keys there are, all the way down; lists count by what is in them. What differs in each cluster does not."""
     if isinstance(value, list):
         return {f"[]{inner}" for one in value for inner in shape(one)} or {"[]"}

@@ -92,8 +92,8 @@ def paid_site(base: Path, kube: KubernetesLab, source: Mapping[str, Any] | None 
     with ExitStack() as stack:
         desk = Lab(base)
         exporter_port, enforcer_port = free_ports(2)
-        account = {"apiVersion": "v1", "kind": "ServiceAccount"}
-        account["metadata"] = {"name": SERVICE_ACCOUNT, "namespace": "credits"}  # type: ignore[assignment]
+        account: Body = {"apiVersion": "v1", "kind": "ServiceAccount"}
+        account["metadata"] = {"name": SERVICE_ACCOUNT, "namespace": "credits"}
         kube.apply(account, *(_binding(role) for role in ("credits-exporter", "credits-enforcer")))
         (base / "token").touch(0o600)
         (base / "token").write_text(kube.token_of(SERVICE_ACCOUNT))
