@@ -35,6 +35,10 @@ class NotAllowed(SourceError):
     """The token may not do this."""
 
 
+class BadToken(NotAllowed):
+    """The token is none, or none any more."""
+
+
 class _Missing(msgspec.Struct):
     missing: list[dict[str, str]] = []
 
@@ -187,7 +191,7 @@ async def _refusal(response: aiohttp.ClientResponse) -> SourceError:
     if response.status == 404:
         return NotFound(f"{where} is not there: {text}")
     if response.status == 401:
-        return NotAllowed(_bad_token(response.url))
+        return BadToken(_bad_token(response.url))
     if response.status == 403:
         return NotAllowed(f"{where} is not allowed to the token's user (403): {text}")
     return SourceError(f"{where} answers {response.status}: {text}")

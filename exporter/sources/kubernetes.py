@@ -17,6 +17,7 @@ from exporter.sources.kubernetes_namespaces import Namespaces
 from exporter.sources.kubernetes_records import PodReader
 from exporter.sources.kubernetes_state import Claims, Pods
 from exporter.sources.kubernetes_watch import Reflector, Sink
+from exporter.sources.platform_jobs import PlatformJobs
 from exporter.sources.preset_sizes import PresetSizes
 from exporter.sources.storage_usage import StorageView, UsageReader
 from ledger.clock import Clock, now_us
@@ -27,6 +28,8 @@ SETTLE_US: Final = 5_000_000
 STALE_US: Final = 120_000_000
 """How long the API server may be silent before a round fails."""
 _USAGE_US: Final = 60_000_000
+JOBS_SECONDS: Final = 2.0
+"""How long a round waits for what the platform says of pods that look like those of its jobs."""
 
 
 class KubernetesSource:
@@ -43,6 +46,7 @@ class KubernetesSource:
         stale_us: int = STALE_US,
         page: int = 500,
         watch_seconds: float = 60.0,
+        jobs_seconds: float = JOBS_SECONDS,
         back_off_seconds: float = 0.2,
     ) -> None:
         """`beside`: the source that meters the platform's jobs, and perhaps disks, of this cluster, so that they
@@ -54,12 +58,15 @@ class KubernetesSource:
         self._priced_apps = priced_apps
         self._settle_us = settle_us
         self._stale_us = stale_us
+        self._jobs_seconds = jobs_seconds
         sizes = PresetSizes(rooms(settings.presets))
         reader = PodReader(settings.labels, sizes, jobs=beside is None, disks=beside is None or not beside.disks)
         self._namespaces = Namespaces(settings.labels, self._replace_in)
         self._pods = Pods(reader, self._namespaces, settings.skip_namespaces)
         self._claims = Claims(reader, self._namespaces, settings.skip_namespaces)
         self._client = KubernetesClient(settings)
+        self._jobs = None if beside is None else PlatformJobs(beside)
+        self._asking: asyncio.Task[dict[str, bool]] | None = None
         self._usage: UsageReader | None = None
         if settings.storage is not None:
             self._usage = UsageReader(
@@ -102,6 +109,8 @@ class KubernetesSource:
         taken_us = self._true_until(now) - self._settle_us
         self._pods.forget_told(since_us)
         self._claims.forget_told(since_us)
+        if self._jobs is not None:
+            await self._ask_about_jobs(self._jobs, now)
         self._pods.settle(taken_us, now)
         used = await self._ask_usage(now)
         workloads: list[Observation] = []
@@ -137,6 +146,11 @@ class KubernetesSource:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
         await self._client.close()
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+        if self._jobs is not None:
+            await self._jobs.close()
         if self._usage_session is not None:
             await self._usage_session.close()
 
@@ -180,6 +194,18 @@ class KubernetesSource:
                 )
             true_us = min(true_us, heard_us)
         return true_us
+
+    async def _ask_about_jobs(self, jobs: PlatformJobs, now: int) -> None:
+        """Take what the platform says of pods that may be of its jobs; it may answer later than this round."""
+        if self._asking is None and (claimants := self._pods.claimants()):
+            self._asking = asyncio.create_task(jobs.tell(claimants), name=f"jobs {self.name}")
+        if self._asking is None:
+            return
+        await asyncio.wait({self._asking}, timeout=self._jobs_seconds)
+        if self._asking.done():
+            for uid, is_of_job in self._asking.result().items():
+                self._pods.decide(uid, is_of_job, now)
+            self._asking = None
 
     async def _ask_usage(self, now: int) -> StorageView:
         if self._usage is None:

@@ -38,7 +38,8 @@ class Tracked(msgspec.Struct, gc=False):
     """What is kept of a pod or a claim. The observation's org and project are those of its labels.
 
     `deletion_us`: when its grace period ends. `reason`: why it is not charged, or is counted, if it is of an
-    org; `ours`: its labels say that it should be. `waits`: it has not started.
+    org; `ours`: its labels say that it should be. `waits`: it has not started. `job`: the job of the platform that
+    it has the label and the name of, where another source meters those.
     """
 
     observation: Observation
@@ -48,6 +49,8 @@ class Tracked(msgspec.Struct, gc=False):
     reason: str | None = None
     ours: bool = False
     waits: bool = False
+    job: str | None = None
+    created_us: int = 0
 
 
 def labelled(labels: Mapping[str, str], keys: Iterable[str]) -> str | None:
@@ -69,8 +72,8 @@ def first_start(observation: Observation) -> int | None:
 class PodReader:
     """Reads pods and claims by the configured labels and preset sizes.
 
-    Without `jobs` and `disks` it passes over the pods of the platform's jobs, and over the platform's disks:
-    another source meters them. The platform names a job's pod as the job, so one that has another name is none of them.
+    Without `disks` it passes over the platform's disks, and without `jobs` it says of which job of the platform a pod
+    may be: another source meters them. The platform names a job's pod as the job, so one that has another name is none.
     """
 
     def __init__(self, labels: Labels, sizes: PresetSizes, *, jobs: bool = True, disks: bool = True) -> None:
@@ -88,17 +91,19 @@ class PodReader:
         except BROKEN as error:
             raise Unbillable(names.MALFORMED) from error
 
-    def read_pod(self, pod: Pod, before: Observation | None, now_us: int, *, deleted: bool = False) -> Tracked | None:
-        """What a pod is, and since when it has run; None for one that another source meters.
+    def job_of(self, pod: Pod) -> str | None:
+        """The job whose pod it may be, where another source meters those."""
+        job = labelled(pod.metadata.labels or {}, self._labels.job)
+        return job if not self._jobs and job == pod.metadata.name else None
+
+    def read_pod(self, pod: Pod, before: Observation | None, now_us: int, *, deleted: bool = False) -> Tracked:
+        """What a pod is, and since when it has run.
 
         `before` is what was known of it, `now_us` when it is seen, `deleted`: for the last time.
         Raises: Unbillable where it says nothing that could be used, such as a time without a zone.
         """
         meta, labels = pod.metadata, pod.metadata.labels or {}
         job, instance = labelled(labels, self._labels.job), labelled(labels, self._labels.app)
-        false_job = bool(job) and not self._jobs and job != meta.name
-        if job and not self._jobs and not false_job:
-            return None
         try:
             started_us, ended_us = _billed(pod, before, now_us, deleted)
             created_us = to_us(pod.metadata.creation_timestamp)
@@ -130,9 +135,11 @@ class PodReader:
             required_name(meta.namespace, names.MALFORMED),
             optional_name(instance) if app else "",
             deletion_us,
-            reason or (FALSE_JOB if false_job else None),
+            reason or (FALSE_JOB if job and not self._jobs else None),
             ours=bool(job or labelled(labels, self._labels.preset)),
             waits=pod.status.phase == "Pending",
+            job=self.job_of(pod),
+            created_us=created_us,
         )
 
     def _preset(self, pod: Pod, label: str | None, app: str) -> tuple[str | None, str | None]:

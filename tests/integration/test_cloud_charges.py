@@ -370,11 +370,12 @@ def slurm_of(directory: Path, time: Time) -> SlurmSource:
 
 async def test_one_wallet_is_drained_by_slurm_apolo_and_kubernetes_together(valkey_url: str, tmp_path: Path) -> None:
     platform, cluster, time = ApoloApi(), KubeApi(), Time()
-    platform.add_job(("running", T0), org="acme", preset="gpu")
+    job = platform.add_job(("running", T0), org="acme", preset="gpu")
     body = pod_body("pod-1", "ns", T0, apolo_labels(org="acme", preset="cpu-small"))
     body["status"] = {"phase": "Running", "containerStatuses": [container_status(running(T0))]}
     await cluster.put("pods", body)
-    same_job = pod_body("job-1", "ns", T0, apolo_labels(org="acme", preset="gpu") | {"platform.apolo.us/job": "job-1"})
+    labels = apolo_labels(org="acme", preset="gpu") | {"platform.apolo.us/job": job.id}
+    same_job = pod_body(job.id, job.body()["namespace"], T0, labels)
     same_job["status"] = body["status"]
     await cluster.put("pods", same_job)
     async with ledger_of(valkey_url, time) as ledger, platform.serve() as one, cluster.serve() as two:

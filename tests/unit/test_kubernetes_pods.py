@@ -424,11 +424,68 @@ def test_what_ended_is_listed_until_the_ledger_knows():
     assert not cluster.pods.tracked
 
 
+JOB = {"name": "job-1", "labels": apolo_labels() | {"platform.apolo.us/job": "job-1"}}
+
+
 def test_beside_an_apolo_source_pods_of_its_jobs_are_passed_over():
     cluster = Cluster(jobs=False)
-    cluster.see(live(1, name="job-1", labels=apolo_labels() | {"platform.apolo.us/job": "job-1"}))
+    cluster.see(live(1, **JOB))
     cluster.see(live(2))
+    (claimant,) = cluster.pods.claimants()
+    assert claimant == (str(UUID(int=1)), "job-1", "platform--acme--ml", T0 - MINUTE)
+    assert not cluster.pods.complete, "another process may have charged it"
+    cluster.pods.decide(claimant.uid, True, cluster.now)
+    cluster.see(live(1, since_us=T0 + MINUTE, **JOB))
+    assert not cluster.pods.claimants()
+    assert cluster.pods.complete
+    cluster.delete(live(1, **JOB))
     assert set(cluster.told) == {str(UUID(int=2))}
+    cluster.see(live(1, **JOB))
+    assert cluster.pods.claimants(), "what is forgotten is asked again"
+
+
+def test_a_pod_that_is_of_no_job_of_the_platform_is_charged_from_its_start_and_counted():
+    cluster = Cluster(jobs=False)
+    cluster.see(live(1, **JOB))
+    cluster.now += MINUTE
+    cluster.pods.decide(str(UUID(int=1)), False, cluster.now)
+    assert first_billed(cluster.only()) == T0
+    assert cluster.pods.unbillable() == {"false_job": 1}
+    cluster.see(live(1, **JOB))
+    assert not cluster.pods.claimants()
+    cluster.now += MINUTE
+    cluster.delete(live(1, **JOB))
+    assert cluster.only().ended_us == cluster.now
+
+
+@pytest.mark.parametrize("way", ["deleted", "left out", "over"])
+def test_a_pod_that_is_gone_before_the_platform_answers_is_charged_all_the_same(way: str):
+    cluster = Cluster(jobs=False)
+    cluster.list(live(1, **JOB), live(2))
+    cluster.now += MINUTE
+    if way == "deleted":
+        cluster.delete(live(1, **JOB))
+    elif way == "left out":
+        cluster.list(live(2), last_us=cluster.now)
+    else:
+        cluster.see(pod(1, container_status(terminated(T0, cluster.now)), phase="Succeeded", **JOB))
+    end = cluster.now
+    cluster.now += MINUTE
+    cluster.pods.decide(str(UUID(int=1)), False, cluster.now)
+    told = cluster.told[str(UUID(int=1))]
+    assert (first_billed(told), told.ended_us) == (T0, end)
+    cluster.pods.decide(str(UUID(int=1)), False, cluster.now)
+    cluster.list(live(2))
+    assert cluster.pods.complete
+
+
+def test_a_pod_of_a_job_that_cannot_be_read_keeps_nothing_from_ending():
+    cluster = Cluster(jobs=False)
+    body = live(1, **JOB)
+    body["metadata"]["creationTimestamp"] = "2025-01-01T00:00:00"
+    cluster.see(body)
+    assert cluster.pods.complete
+    assert not cluster.pods.unbillable()
 
 
 def test_beside_an_apolo_source_a_pod_that_only_has_the_label_of_a_job_is_charged_and_counted():
