@@ -22,6 +22,7 @@ from enforcer import metrics
 from enforcer.app import DESK, build_app
 from enforcer.metrics import ADMISSIONS, DURATION
 from exporter import metric_names
+from ledger import keys
 from ledger.connect import Client, connect
 from ledger.model import RatePlan, RateTable
 from ledger.store import Ledger
@@ -399,6 +400,8 @@ async def test_the_slurm_hook_is_answered_by_the_rules_of_its_cluster(api: Api) 
     changed = slurm(job_id=7, partition="gpu", time_limit_minutes=6, replaces_hold=body["hold_id"])
     after = (await api.call("POST", "/v1/admission/slurm", changed, "scheduler"))[1]
     assert (after["hold_id"], after["required"]) == (body["hold_id"], "16")
+    hold: Any = await api.ledger.client.hget(keys.of_org("acme").holds, body["hold_id"])
+    assert json.loads(hold)["source"] == "slurm"  # which lists it while it waits
     assert (await api.call("GET", "/v1/orgs/acme/balance"))[1]["held"] == "26"
     nobody = (await api.call("POST", "/v1/admission/slurm", slurm(account="plain"), "scheduler"))[1]
     assert (nobody["allowed"], nobody["code"]) == (False, "unknown_org")

@@ -145,6 +145,18 @@ async def test_the_same_pod_asked_about_again_is_held_once(hook: Webhook) -> Non
     assert await hook.held() == CREDIT
 
 
+async def test_a_hold_says_which_source_lists_its_pod(client: Client) -> None:
+    platform = ApoloSource(name="a", cluster="c", url="http://127.0.0.1:9", token=Secret("t"))
+    sources = (KubernetesSource(name="k", cluster="c"), platform)
+    async with webhook(client, replace(SETTINGS, sources=sources), 10 * CREDIT) as hook:
+        assert (await hook.ask(review(pod(uid="of-itself"))))["allowed"]
+        assert (await hook.ask(review(recreated("of-a-job"))))["allowed"]
+        assert (await hook.ask(review(a_job(), resource="jobs")))["allowed"]
+        holds: Any = await client.hvals(keys.of_org("acme").holds)
+        named = {hold["workload"].split(keys.US)[1]: hold["source"] for hold in map(json.loads, holds)}
+        assert named == {"of-itself": "k", "job-1": "a", "job-uid": ""}  # nobody lists Jobs
+
+
 async def test_a_dry_run_holds_nothing(hook: Webhook) -> None:
     assert (await hook.ask(review(pod(), dryRun=True)))["allowed"]
     assert not (await hook.ask(review(pod(dict(LABELS, **{"platform.apolo.us/org": "nobody"})), dryRun=True)))[

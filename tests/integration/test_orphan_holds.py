@@ -12,6 +12,7 @@ from ledger.clock import format_time
 from ledger.connect import Client
 from ledger.model import Observation, Snapshot
 from ledger.verify import verify
+from ledger.waiting_holds import Listing, WaitingHolds
 from tests.histories import HOUR, MINUTE, T0
 from tests.integration.test_charges_equal_the_model import Bench, bench
 from tests.integration.test_holds_end_with_their_jobs import admitted
@@ -19,14 +20,16 @@ from tests.integration.test_holds_end_with_their_jobs import admitted
 pytestmark = pytest.mark.redis
 
 
-async def put_hold(client: Client, name: str, workload: str | None, at_us: int, expires_us: int) -> None:
+async def put_hold(
+    client: Client, name: str, workload: str | None, at_us: int, expires_us: int, source: str = ""
+) -> None:
     """As one that was made when its work was not metered yet, or that nothing ended."""
     names, redis = keys.of_org("acme"), client
     whole = None if workload is None else f"default{keys.US}{workload}"
     record = {
         "amount": "5", "left": "2", "tiers": ["", "px", "ux"], "workload": whole, "expires_us": str(expires_us),
         "cluster": "default", "project": "x", "user": "ann", "preset": "p", "app": None, "kind": "job",
-        "at": format_time(at_us),
+        "at": format_time(at_us), "source": source,
     }  # fmt: skip
     sent: Any = redis
     await sent.hset(names.holds, name, json.dumps(record))
@@ -71,6 +74,23 @@ async def test_orphan_holds_are_listed_and_are_no_difference(valkey_url: str) ->
         result = await verify(bench_.ledger)  # they end by themselves
         assert result["ok"]
         assert "orphan_holds" not in result
+
+
+async def test_orphan_holds_of_what_a_source_lists_end_soon(valkey_url: str) -> None:
+    clock = [T0]
+    async with bench(valkey_url, clock) as bench_:
+        await running(bench_, clock)
+        client, later = bench_.ledger.client, clock[0] + HOUR
+        await put_hold(client, "acme.1", "runs", T0 + 55 * MINUTE, later, source="test")
+        await put_hold(client, "acme.2", "over", T0 + 40 * MINUTE, later, source="test")
+        await put_hold(client, "acme.3", "waits", T0 + 40 * MINUTE, later, source="test")
+        assert len((await verify(bench_.ledger))["orphan_holds"]) == 2
+        holds = WaitingHolds(client, 15 * MINUTE, lambda: clock[0], "default", "test")
+        await holds.end_unlisted(["acme"], Listing(clock[0], frozenset(), {"waits"}), MINUTE)
+        clock[0] += MINUTE
+        result = await verify(bench_.ledger)
+        assert (result["ok"], "orphan_holds" in result) == (True, False)
+        assert await client.hkeys(keys.of_org("acme").hold_of) == [f"default{keys.US}waits".encode()]  # type: ignore[misc]
 
 
 async def test_a_hold_that_outlives_its_expiry_is_a_difference(
