@@ -56,7 +56,7 @@ class RatesStore:
                 return False
             facts = {"cluster": plan.cluster, "version": int(version) + 1, "differs_from": format_time(max(0, differs))}
             await self._audit.add("rates", who, None, **facts)
-            answer = await self._scripts.rates_publish(
+            answer = await self._scripts.rates_publish.durably(  # nobody would publish again what a server lost
                 [keys.rates(plan.cluster)], [version, str(int(version) + 1), encode_plan(merged), str(differs)]
             )
             if text(answer) == "ok":
