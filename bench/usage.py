@@ -27,7 +27,8 @@ from ledger.money import HOUR_US
 from ledger.org_state import Row
 from ledger.rollups import roll_up
 from ledger.store import Ledger, open_ledger
-from ledger.usage import UsageQuery, usage
+from ledger.usage import usage
+from ledger.usage_report import UsageQuery
 from tests.servers import ServerProcess
 
 START = parse_time("2025-11-15T00:00:00Z")

@@ -11,7 +11,7 @@ from cli.output import print_json, print_rows
 
 if TYPE_CHECKING:
     from ledger.store import Ledger
-    from ledger.usage import UsageReport
+    from ledger.usage_report import UsageReport
 
 GROUPS = ("cluster", "org", "project", "user", "kind", "resource", "app", "workload")
 
@@ -72,8 +72,9 @@ def usage(
     """What was used in a period: exact sums out of the ledger."""
 
     async def work(ledger: Ledger) -> UsageReport:
-        from ledger.usage import UsageQuery, whole_period
         from ledger.usage import usage as find
+        from ledger.usage import whole_period
+        from ledger.usage_report import UsageQuery
 
         first, last = await whole_period(ledger)
         since, until = first if from_us is None else from_us, last if to_us is None else to_us

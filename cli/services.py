@@ -108,8 +108,8 @@ def run(source: str | None) -> None:
 def with_source(given: Settings, kind: str) -> Settings:
     """The settings with only the sources of one type; a type that needs no more gets one with its defaults."""
     from config.fields import Refused
-    from config.sources import SOURCE_TYPES as CLASSES
-    from config.sources import source_type
+    from config.source_list import SOURCE_TYPES as CLASSES
+    from config.source_list import source_type
 
     chosen = tuple(source for source in given.sources if source_type(source) == kind)
     if not chosen:

@@ -14,7 +14,7 @@ from typing import Any
 
 from config.fields import Key, keys_of
 from config.settings import Settings
-from config.sources import SOURCE_TYPES
+from config.source_list import SOURCE_TYPES
 from config.values import Address
 
 _HEAD = """# Settings

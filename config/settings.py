@@ -17,7 +17,8 @@ from config.fields import At, File, Reader, Refused, Unusable, choice, list_of, 
 from config.notices import NoticeSettings
 from config.payments import Payments
 from config.problems import Problem
-from config.sources import SimulatedSource, SourceSettings, sources
+from config.source_list import sources
+from config.sources import SimulatedSource, SourceSettings
 from config.values import Address, Secret
 from config.yaml_nodes import read_yaml
 from ledger.errors import CreditsError

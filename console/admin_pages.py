@@ -6,7 +6,7 @@ from typing import Final
 
 from api.routes import Route
 from config.settings import Settings
-from config.sources import source_type
+from config.source_list import source_type
 from console.audit_page import AuditPage
 from console.correct_page import CorrectPage
 from console.desk import Desk

@@ -11,7 +11,7 @@ from aiohttp import web
 from console.desk import CHANGED_MEANWHILE, Desk
 from console.pages import org_url
 from console.typed import typed_credits
-from ledger.accounts import Balance
+from ledger.balances import Balance
 from ledger.errors import Changed, UnknownOrg
 from ledger.money import AmountError, format_micro
 from ledger.names import NAME_MAX, is_name

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from console.desk import Desk, page_number
 from console.texts import STAGES
-from ledger.accounts import Balance
+from ledger.balances import Balance
 from ledger.errors import UnknownOrg
 
 _AT_ONCE: Final = 50

@@ -9,7 +9,8 @@ from console.charts import Chart, bar_chart, label
 from console.desk import Desk
 from console.periods import Period
 from ledger.steps import cut
-from ledger.usage import UsageQuery, usage
+from ledger.usage import usage
+from ledger.usage_report import UsageQuery
 
 _PARTS_MAX = 6
 

@@ -19,8 +19,9 @@ from ledger.clock import parse_time
 from ledger.errors import InvalidRequest
 from ledger.steps import STEPS
 from ledger.store import Ledger
-from ledger.usage import GROUPS, UsageQuery, UsageReport, usage
+from ledger.usage import usage
 from ledger.usage_reader import OrgReader
+from ledger.usage_report import GROUPS, UsageQuery, UsageReport
 
 FILTERS: Final = ("cluster", "project", "user", "kind")
 KINDS: Final = ("job", "app", "storage")

@@ -26,7 +26,7 @@ from enforcer.notify import Notifier
 from enforcer.stages import WORDS, Policy, Stage, TierFacts, decide
 from enforcer.work_tiers import work_tiers
 from ledger import keys
-from ledger.accounts import Balance
+from ledger.balances import Balance
 from ledger.budget_store import BudgetState
 from ledger.clock import Clock, format_time, monotonic_us
 from ledger.errors import CreditsError, LedgerUnavailable, UnknownOrg

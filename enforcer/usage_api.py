@@ -20,7 +20,8 @@ from ledger.statement import statement
 from ledger.statement_html import statement_html
 from ledger.steps import STEPS
 from ledger.store import Ledger
-from ledger.usage import GROUPS, UsageQuery, usage, whole_period
+from ledger.usage import usage, whole_period
+from ledger.usage_report import GROUPS, UsageQuery
 
 _KINDS: Final = tuple(kind.value for kind in Kind)
 _PAGE: Final = 10_000

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from enforcer.stages import Stage, TierFacts
-from ledger.accounts import Balance
+from ledger.balances import Balance
 from ledger.exhaustion import ExhaustionState
 from ledger.money import HOUR_US
 from ledger.scopes import class_field, classes_in, is_class

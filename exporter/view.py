@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from exporter.books import Books
 from exporter.health import LedgerHealth, SourceHealth
-from ledger.accounts import Balance
+from ledger.balances import Balance
 from ledger.budget_store import BudgetState
 from ledger.errors import CreditsError, LedgerUnavailable
 from ledger.grant_list import granted_in_use

@@ -6,19 +6,20 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from ledger import keys
+from ledger.balances import Balance, read_balance
 from ledger.clock import INSTANT_MAX_US, Clock, format_time, now_us
 from ledger.connect import Client, again
 from ledger.errors import Changed, IdempotencyConflict, InvalidRequest, UnknownOrg
 from ledger.lua import Scripts, common_keys, text, to_the_end
 from ledger.money import MICRO_MAX, format_micro
 from ledger.names import check_name
-from ledger.scopes import SCOPES_MAX, Scope, Supply, make_scope, restricted_in
+from ledger.scopes import SCOPES_MAX, Scope, make_scope
 
 GRANT_SOURCES = ("provision", "purchase", "refund", "gift")
 KEY_MAX = 255
@@ -53,87 +54,6 @@ class GrantReceipt:
 
     record: GrantRecord
     replayed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """What an org has, all of one instant. available = granted - expired - spent - held, always.
-
-    It may be as far below 0 as `credit_line_micro`. `restricted`: what is left of grants that pay for some work only.
-    `owed_micro`: what no grant paid, which is more than the overdraft where there are restricted ones.
-
-    `burn_micro`: micro-credits an hour that what runs now costs. `overdraft_micro`: spent beyond what counts
-    as granted. `holds`: how many admission holds there are.
-    """
-
-    org: str
-    at_us: int
-    granted_micro: int
-    expired_micro: int
-    spent_micro: int
-    held_micro: int
-    unlimited: bool
-    burn_micro: int
-    holds: int
-    granted_by_source: Mapping[str, int]
-    known: bool
-    contact: str | None
-    policy: Mapping[str, Any]
-    credit_line_micro: int = 0
-    restricted: Mapping[Scope, int] = field(default_factory=dict)
-    owed_micro: int = 0
-    revision: str = "0"
-    """Of what admins set: another one after each change of it, never the same again."""
-    acting: str = ""
-    """`grace`, `suspend` or `stop` while something is done about what runs (see ledger/exhaustion.py)."""
-    expired_most_micro: int = 0
-    """The most that ever was: late charges of time before a grant's end, and corrections of it, make it less."""
-    withdrawn_micro: int = 0
-    restored_micro: int = 0
-    """granted = sum of `granted_by_source` - withdrawn + restored, and less grants that have not begun."""
-
-    @property
-    def left_micro(self) -> int:
-        """Granted and neither expired nor spent; negative in overdraft."""
-        return self.granted_micro - self.expired_micro - self.spent_micro
-
-    @property
-    def available_micro(self) -> int:
-        return self.left_micro - self.held_micro
-
-    @property
-    def usable_micro(self) -> int:
-        """What there is before what runs runs out: what is left, and the credit line."""
-        return self.left_micro + self.credit_line_micro
-
-    @property
-    def supply(self) -> Supply:
-        """The same, told apart by what it may be used for."""
-        free = self.left_micro + self.owed_micro - sum(self.restricted.values())
-        return Supply(free + max(0, self.credit_line_micro - self.owed_micro), self.restricted)
-
-    @property
-    def overdraft_micro(self) -> int:
-        return max(0, -self.left_micro)
-
-    @property
-    def exhausted_us(self) -> int | None:
-        """When nothing is left at the present burn; None while nothing burns or the org is unlimited."""
-        if self.unlimited or self.burn_micro <= 0:
-            return None
-        return self.at_us + max(0, self.usable_micro) * 3_600_000_000 // self.burn_micro
-
-    @property
-    def stage(self) -> str:
-        """`ok`, `warn` (less than a day left), `block` (nothing available), or what is done about it: `acting`."""
-        if self.unlimited:
-            return "ok"
-        if self.acting:
-            return self.acting
-        if self.available_micro + self.credit_line_micro <= 0:
-            return "block"
-        exhausted = self.exhausted_us
-        return "warn" if exhausted is not None and exhausted - self.at_us < 24 * 3_600_000_000 else "ok"
 
 
 class Accounts:
@@ -308,7 +228,7 @@ class Accounts:
         answer = await to_the_end(lambda: self._scripts.balance(names, [self._now()]))
         if len(answer) <= 7:
             raise UnknownOrg(f"no org {org!r}; `credits grant {org} CREDITS` creates it")
-        return _balance(org, answer)
+        return read_balance(org, answer)
 
     async def balances(self) -> list[Balance]:
         """Of all orgs, sorted by name."""
@@ -341,37 +261,3 @@ class Accounts:
         items = await again(lambda: self._client.xrange(stream, min=start, max="+", count=limit + 1))
         entries = [{"id": text(i), **msgspec.json.decode(fields[b"entry"])} for i, fields in items[:limit]]
         return entries, text(items[limit - 1][0]) if len(items) > limit else None
-
-
-def _balance(org: str, answer: list[Any]) -> Balance:
-    at, granted, expired, spent, held, running, holds = (int(value) for value in answer[:7])
-    fields = {text(k): text(v) for k, v in zip(answer[7::2], answer[8::2], strict=True)}
-    unlimited = fields.get("unlimited") == "1"
-    left = granted - expired - spent
-    line = int(fields.get("credit_line") or 0)
-    if not unlimited:
-        # What running work is to have set aside is held as far as there is something left to hold.
-        running = min(running, max(0, left + line - held))
-    return Balance(
-        org=org,
-        at_us=at,
-        granted_micro=granted,
-        expired_micro=expired,
-        spent_micro=spent,
-        held_micro=held + running,
-        unlimited=unlimited,
-        burn_micro=sum(int(v) for k, v in fields.items() if k.startswith("burn:")),
-        holds=holds,
-        granted_by_source={k.removeprefix("granted:"): int(v) for k, v in fields.items() if k.startswith("granted:")},
-        known=fields.get("known") == "1",
-        contact=fields.get("contact"),
-        policy=msgspec.json.decode(fields["policy"]) if fields.get("policy") else {},
-        credit_line_micro=line,
-        restricted=restricted_in(fields.get("restricted", "{}")),
-        owed_micro=int(fields.get("owed", 0)),
-        revision=fields.get("settings_rev", "0"),
-        acting=fields.get("acting", ""),
-        expired_most_micro=int(fields.get("expired_most", 0)),
-        withdrawn_micro=int(fields.get("withdrawn", 0)),
-        restored_micro=int(fields.get("restored", 0)),
-    )

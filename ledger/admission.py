@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 
 from ledger import keys, refusal_text
-from ledger.accounts import Accounts, Balance
+from ledger.accounts import Accounts
 from ledger.admission_request import AdmissionRequest as AdmissionRequest
 from ledger.admission_request import Terms as Terms
 from ledger.admit_calls import AdmitCalls
+from ledger.balances import Balance
 from ledger.budget_store import BudgetStore
 from ledger.clock import Clock, now_us
 from ledger.connect import Client, again

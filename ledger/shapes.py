@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ledger.accounts import Balance, GrantReceipt
+from ledger.accounts import GrantReceipt
+from ledger.balances import Balance
 from ledger.clock import format_time
 from ledger.money import format_micro
 from ledger.scopes import Scope

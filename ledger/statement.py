@@ -27,8 +27,9 @@ from ledger.money import HOUR_US, format_hours, format_micro, parse_credits
 from ledger.steps import check_zone, step_bounds
 from ledger.store import Ledger
 from ledger.transfers import SOURCE
-from ledger.usage import UsageQuery, UsageReport, usage
+from ledger.usage import usage
 from ledger.usage_reader import read_horizon
+from ledger.usage_report import UsageQuery, UsageReport
 
 _MONTH: Final = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
 _GROUPS: Final = ("project", "kind", "resource", "app")

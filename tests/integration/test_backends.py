@@ -19,7 +19,8 @@ from ledger.org_state import Row
 from ledger.plan import Plan, pack
 from ledger.rollups import roll_up
 from ledger.store import Ledger
-from ledger.usage import UsageQuery, usage
+from ledger.usage import usage
+from ledger.usage_report import UsageQuery
 from ledger.verify import verify
 from tests.crash_history import SOURCE, History
 from tests.histories import HOUR, MINUTE, ORGS, SPAN, T0

@@ -22,7 +22,8 @@ from ledger.clock import format_time, now_us
 from ledger.connect import Client
 from ledger.model import RatePlan, RateTable
 from ledger.store import Ledger, open_ledger
-from ledger.usage import UsageQuery, usage
+from ledger.usage import usage
+from ledger.usage_report import UsageQuery
 from ledger.verify import verify
 from tests.exporter_lab import HOUR, T0, scrape, settings_of, until, value
 from tests.prometheus_lab import Prometheus, as_grafana, prometheus

@@ -19,7 +19,8 @@ from exporter.sources.kubernetes import KubernetesSource
 from ledger.connect import connect
 from ledger.model import RatePlan, RateTable
 from ledger.store import Ledger, open_ledger
-from ledger.usage import UsageQuery, usage
+from ledger.usage import usage
+from ledger.usage_report import UsageQuery
 from tests.standins.apolo_api import ApoloApi, token_of
 from tests.standins.kube_api import KubeApi, apolo_labels
 

@@ -11,7 +11,8 @@ from ledger.model import RateTable
 from ledger.money import HOUR_US, format_micro
 from ledger.refusals import REFUSAL, Refused
 from ledger.running import running_page
-from ledger.usage import UsageQuery, usage
+from ledger.usage import usage
+from ledger.usage_report import UsageQuery
 from tests.histories import T0
 from tests.usage_lab import RATES, UsageLab, job, usage_lab, volume
 

@@ -16,7 +16,8 @@ from exporter.sources.apolo import ApoloSource
 from exporter.sources.kubernetes import KubernetesSource
 from exporter.sources.platform_jobs import Claimant, PlatformJobs
 from ledger.store import Ledger
-from ledger.usage import UsageQuery, usage
+from ledger.usage import usage
+from ledger.usage_report import UsageQuery
 from ledger.verify import verify
 from tests.integration.test_cloud_charges import HOUR, RATES, T0, Time, ledger_of, micro
 from tests.standins.apolo_api import ApoloApi, token_of

@@ -11,7 +11,8 @@ from dashboards.promql import Scope, checkpoint, total
 from exporter import history as module
 from exporter.history import history
 from exporter.metric_names import EXPIRED, GRANTED, RESTORED, SPENT, WITHDRAWN
-from ledger.usage import UsageQuery, usage
+from ledger.usage import usage
+from ledger.usage_report import UsageQuery
 from tests.histories import HOUR, T0
 from tests.prometheus_lab import as_grafana, backfill, prometheus
 from tests.usage_lab import UsageLab, job, usage_lab, volume

@@ -23,7 +23,8 @@ from exporter.books import Books
 from exporter.rounds import Rounds
 from ledger.admission import AdmissionRequest, Decision
 from ledger.model import Code, Observation, RateTable
-from ledger.usage import UsageQuery, usage
+from ledger.usage import usage
+from ledger.usage_report import UsageQuery
 from tests.histories import HOUR, T0
 from tests.usage_lab import UsageLab, job, usage_lab, volume
 

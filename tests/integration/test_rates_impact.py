@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from ledger.errors import InvalidRequest
 from ledger.model import RatePlan, RateTable
 from ledger.rerate import GROUPS, rates_impact
-from ledger.usage import UsageQuery, usage
+from ledger.usage import usage
+from ledger.usage_report import UsageQuery
 from ledger.verify import verify
 from tests.histories import HOUR, SPAN, T0, Prices, app_lists, instants, lives, price_lists, snapshot
 from tests.usage_lab import RATES, job, usage_lab, volume

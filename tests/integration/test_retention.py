@@ -16,7 +16,8 @@ from ledger.errors import InvalidRequest
 from ledger.retention import retain
 from ledger.rollups import roll_up
 from ledger.statement import statement
-from ledger.usage import GROUPS, UsageQuery, UsageReport, usage
+from ledger.usage import usage
+from ledger.usage_report import GROUPS, UsageQuery, UsageReport
 from ledger.verify import verify
 from tests.histories import HOUR, SPAN, T0, lives, snapshot
 from tests.usage_lab import UsageLab, job, usage_lab, volume

@@ -22,7 +22,8 @@ from ledger.errors import InvalidRequest, UnknownOrg
 from ledger.model import Observation
 from ledger.money import parse_credits
 from ledger.rollups import roll_up
-from ledger.usage import GROUPS, UsageQuery, UsageReport, usage
+from ledger.usage import usage
+from ledger.usage_report import GROUPS, UsageQuery, UsageReport
 from ledger.verify import verify
 from tests.histories import HOUR, MINUTE, SPAN, T0, Life, Prices, app_lists, instants, lives, price_lists, snapshot
 from tests.usage_lab import UsageLab, job, usage_lab, volume

@@ -25,15 +25,8 @@ from config.settings import (
     load_settings,
 )
 from config.slurm_rules import AccountRule, PresetRule
-from config.sources import (
-    SOURCE_TYPES,
-    ApoloSource,
-    JsonSource,
-    KubernetesSource,
-    SimulatedSource,
-    SlurmSource,
-    source_type,
-)
+from config.source_list import SOURCE_TYPES, source_type
+from config.sources import ApoloSource, JsonSource, KubernetesSource, SimulatedSource, SlurmSource
 from config.values import Address, Secret
 from ledger.clock import parse_time
 from ledger.errors import CreditsError
