@@ -8,13 +8,11 @@ from typing import Final
 from aiohttp import web
 
 from console.desk import Desk
-from console.forms_once import NOT_WHOLE, is_key, new_key, place
+from console.forms_once import new_key, note, read_form
 from console.pages import org_url
-from console.typed import typed_credits
 from ledger.accounts import GrantRecord
-from ledger.corrections import REASON_MAX, CorrectionReceipt
+from ledger.corrections import CorrectionReceipt
 from ledger.errors import IdempotencyConflict, InvalidRequest
-from ledger.money import AmountError
 
 _WAYS: Final = (("take", "Take back"), ("give", "Give"))
 _REFERENCE_MAX: Final = 300
@@ -34,15 +32,12 @@ class CorrectPage:
 
     async def correct(self, request: web.Request) -> web.Response:
         """Raises: web.HTTPForbidden, UnknownOrg, LedgerUnavailable (sending it again is safe)."""
-        form = await self._desk.pages.sessions.check_csrf(request)
         org = request.match_info["org"]
-        await self._desk.ledger.accounts.balance(org)  # says it when there is no such org
-        values = {name: str(form.get(name, "")).strip() for name in _EMPTY}
-        errors, micro = _check(values), 0
-        try:
-            micro = typed_credits(values["credits"])
-        except AmountError as error:
-            errors["credits"] = str(error)
+        values, micro, errors = await read_form(self._desk, request, _EMPTY)
+        if values["way"] not in dict(_WAYS):
+            errors["way"] = "Choose one of these."
+        if not 0 < len(values["corrects"]) <= _REFERENCE_MAX:
+            errors["corrects"] = "What is corrected? The key of a grant, or the id of a journal entry or of a workload."
         if not errors:
             try:
                 receipt = await self._desk.ledger.corrections.correct(
@@ -50,12 +45,8 @@ class CorrectPage:
                     reason=values["reason"], **self._desk.signed(request),
                 )  # fmt: skip
                 return self._desk.pages.redirect(request, org_url(org, "grants"), _said(receipt))
-            except IdempotencyConflict as error:
-                errors[""] = f"This form was sent before, with other values, and that correction was made: {error}"
-                values["key"] = new_key()
-            except InvalidRequest as error:
-                field, text = place(error, values)
-                errors[field] = text
+            except (IdempotencyConflict, InvalidRequest) as error:
+                note(error, values, errors, "correction")
         return await self._page(request, values, errors)
 
     async def _page(self, request: web.Request, values: Mapping[str, str], errors: Mapping[str, str]) -> web.Response:
@@ -67,20 +58,6 @@ class CorrectPage:
             request, "correct.html", status=422 if errors else 200, values=values, errors=errors, balance=balance,
             grant=found, ways=_WAYS,
         )  # fmt: skip
-
-
-def _check(values: dict[str, str]) -> dict[str, str]:
-    errors = {}
-    if not is_key(values["key"]):
-        errors[""] = NOT_WHOLE
-        values["key"] = new_key()
-    if values["way"] not in dict(_WAYS):
-        errors["way"] = "Choose one of these."
-    if not 0 < len(values["corrects"]) <= _REFERENCE_MAX:
-        errors["corrects"] = "What is corrected? The key of a grant, or the id of a journal entry or of a workload."
-    if not 0 < len(values["reason"]) <= REASON_MAX:
-        errors["reason"] = "Why? It is in the journal for ever."
-    return errors
 
 
 def _said(receipt: CorrectionReceipt) -> str:

@@ -8,20 +8,18 @@ from typing import Final
 from aiohttp import web
 
 from console.desk import Desk
-from console.forms_once import NOT_WHOLE, is_key, new_key, place
+from console.forms_once import new_key, note, read_form
 from console.moments import read_moment, show_moment
 from console.pages import org_url
-from console.typed import typed_credits
 from ledger.accounts import GrantReceipt
 from ledger.clock import parse_time
 from ledger.errors import IdempotencyConflict, InvalidRequest
-from ledger.money import AmountError
 from ledger.refusal_text import only_text
 
 SOURCES: Final = (
     ("provision", "Provisioned"), ("gift", "Gift"), ("refund", "Given back"), ("purchase", "Bought"),
 )  # fmt: skip
-_REASON_MAX: Final = 1000
+_PURPOSE_MAX: Final = 1000
 _EMPTY: Final = {
     "credits": "", "reason": "", "source": "provision", "purpose": "", "effective_at": "", "expires_at": "",
     "presets": "", "clusters": "", "key": "",
@@ -40,33 +38,20 @@ class GrantPage:
 
     async def grant(self, request: web.Request) -> web.Response:
         """Raises: web.HTTPForbidden, UnknownOrg, LedgerUnavailable (sending it again is safe)."""
-        form = await self._desk.pages.sessions.check_csrf(request)
         org, zone = request.match_info["org"], self._desk.pages.zone(request)
-        await self._desk.ledger.accounts.balance(org)  # says it when there is no such org
-        values = {name: form.get(name, "").strip() for name in _EMPTY}
-        errors: dict[str, str] = {}
-        micro = _credits(values["credits"], errors)
+        values, micro, errors = await read_form(self._desk, request, _EMPTY)
         effective, expires = (_moment(name, values, zone, errors) for name in ("effective_at", "expires_at"))
-        if not is_key(values["key"]):
-            errors[""] = NOT_WHOLE
-            values["key"] = new_key()
-        if not values["reason"]:
-            errors["reason"] = "Why? It is in the journal for ever."
         if not errors:
             try:
                 receipt = await self._desk.ledger.accounts.grant(
                     org, micro, key=values["key"], **self._desk.signed(request), source=values["source"],
-                    reason=values["reason"][:_REASON_MAX], effective_us=effective, expires_us=expires,
-                    purpose=values["purpose"][:_REASON_MAX], presets=_names(values["presets"]),
+                    reason=values["reason"], effective_us=effective, expires_us=expires,
+                    purpose=values["purpose"][:_PURPOSE_MAX], presets=_names(values["presets"]),
                     clusters=_names(values["clusters"]),
                 )  # fmt: skip
                 return self._desk.pages.redirect(request, org_url(org, "grants"), _said(org, receipt))
-            except IdempotencyConflict as error:
-                errors[""] = f"This form was sent before, with other values, and that grant was made: {error}"
-                values["key"] = new_key()
-            except InvalidRequest as error:
-                field, text = place(error, values)
-                errors[field] = text
+            except (IdempotencyConflict, InvalidRequest) as error:
+                note(error, values, errors, "grant")
         return await self._page(request, values, errors)
 
     async def _page(self, request: web.Request, values: Mapping[str, str], errors: Mapping[str, str]) -> web.Response:
@@ -86,17 +71,6 @@ def _said(org: str, receipt: GrantReceipt) -> str:
         said += f", in force from {record.effective_at}"
     said += f", until {record.expires_at}." if record.expires_at else ", without expiry."
     return f"{said} They were granted when this form was first sent, and not again." if receipt.replayed else said
-
-
-def _credits(text: str, errors: dict[str, str]) -> int:
-    try:
-        micro = typed_credits(text)
-    except AmountError as error:
-        errors["credits"] = str(error)
-        return 0
-    if micro <= 0:
-        errors["credits"] = "Expected more than 0."
-    return micro
 
 
 def _moment(name: str, values: Mapping[str, str], zone: str, errors: dict[str, str]) -> int | None:

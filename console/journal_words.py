@@ -27,12 +27,21 @@ TITLES: Final = {
     "top_up_terms": "Automatic top-up settings",
     "card": "Card saved",
     "notices": "Notices changed",
+    "rates": "Rates put into force",
+    "token_created": "Token created",
+    "token_revoked": "Token revoked",
+    "token_kept": "Token not revoked: the last of role admin",
+    "signed_in": "Signed in",
+    "signed_out": "Signed out",
+    "signed_out_everywhere": "Signed out everywhere",
+    "everybody_signed_out": "Signed everybody out",
+    "role_chosen": "Role chosen",
 }
-"""Of all types of entries."""
+"""Of all types of entries, of journals and of the audit."""
 _SOURCES: Final = {"provision": "provisioned", "purchase": "bought", "refund": "given back", "gift": "a gift"}
 _TAKES: Final = frozenset({"withdrawal"})
 _MOVES: Final = frozenset({"grant", "correction", "restoration", "transfer", *_TAKES})
-_LABELS: Final = {"from": "address", "what": "of a"}
+_LABELS: Final = {"from": "address", "what": "of a", "differs_from": "differ from"}
 _NOTHING: Final[tuple[Any, ...]] = (None, "", [], {}, False)
 _SHOWN: Final = frozenset({"id", "at", "type", "who", "credits", "reason", "project", "user", "org"})
 

@@ -105,7 +105,7 @@ class Pages:
         flash = self._read_flash(request)
         org = request.match_info.get("org") if caller is not None else None
         known = {
-            "caller": caller,
+            "person": caller,  # `caller` is a word of the templates
             "org": org,
             "path": request.path,
             "org_places": self._org_places(request, caller, org),

@@ -15,7 +15,16 @@ import stripe
 
 from config.payments import Payments
 from console import stripe_news as read
-from console.provider import BadSignature, Charge, Checkout, News, ProviderUnavailable, Returned, SavedCard, UnknownToProvider
+from console.provider import (
+    BadSignature,
+    Charge,
+    Checkout,
+    News,
+    ProviderUnavailable,
+    Returned,
+    SavedCard,
+    UnknownToProvider,
+)
 from ledger.purchase_step import TOP_UP, Order
 
 T = TypeVar("T")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final
@@ -15,6 +16,8 @@ from ledger.money import format_decimal, format_hours, format_micro, format_rate
 from ledger.refusal_text import only_text
 
 MINUTE_US: Final = 60_000_000
+_INSTANT: Final = re.compile(r"[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?Z")
+_EPOCH: Final = "1970-01-01T00:00:00Z"
 STAGES: Final = {
     "ok": ("Fine", "There are credits, and work may start."),
     "warn": ("Running low", "The credits last for less than a day at the present burn. Buy or ask for more."),
@@ -60,6 +63,13 @@ def when(us: int | str | None, zone: str = "UTC", *, seconds: bool = False) -> M
     return Markup('<time datetime="{}">{} <span class="zone">{}</span></time>').format(
         format_time(us), text, moment.tzname() or zone
     )
+
+
+def told(value: str, zone: str) -> Markup | str:
+    """What a journal's entry says of something: instants by the clocks of a zone, the rest as it is."""
+    if _INSTANT.fullmatch(value) is None:
+        return value
+    return "the beginning" if value == _EPOCH else when(value, zone, seconds=True)
 
 
 def duration(us: int) -> str:
@@ -119,6 +129,7 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "credits": credits_of,
     "rate": rate_of,
     "when": when,
+    "told": told,
     "duration": duration,
     "hours": hours_of,
     "percent": percent,

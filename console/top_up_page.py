@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import date
 from typing import Any, Final
 
 from aiohttp import web
@@ -111,6 +112,7 @@ class TopUpPage:
             state=_STATES[shape["state"]],
             why=reason_text(found.paused) if found.paused else "",
             cools_until_us=found.cool_until_us if found.cool_until_us > now else None,
+            month=f"{date.fromisoformat(f'{found.month}-01'):%b %Y}",
             balance=balance,
         )
 

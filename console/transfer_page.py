@@ -8,12 +8,9 @@ from typing import Final
 from aiohttp import web
 
 from console.desk import Desk
-from console.forms_once import NOT_WHOLE, is_key, new_key, place
+from console.forms_once import new_key, note, read_form
 from console.pages import org_url
-from console.typed import typed_credits
-from ledger.corrections import REASON_MAX
 from ledger.errors import IdempotencyConflict, Insufficient, InvalidRequest, UnknownOrg
-from ledger.money import AmountError
 from ledger.names import NAME_MAX, is_name
 
 _EMPTY: Final = {"to": "", "credits": "", "reason": "", "key": ""}
@@ -31,15 +28,10 @@ class TransferPage:
 
     async def transfer(self, request: web.Request) -> web.Response:
         """Raises: web.HTTPForbidden, UnknownOrg, LedgerUnavailable (sending it again is safe, and needed)."""
-        form = await self._desk.pages.sessions.check_csrf(request)
         org = request.match_info["org"]
-        await self._desk.ledger.accounts.balance(org)  # says it when there is no such org
-        values = {name: str(form.get(name, "")).strip() for name in _EMPTY}
-        errors, micro = _check(values), 0
-        try:
-            micro = typed_credits(values["credits"])
-        except AmountError as error:
-            errors["credits"] = str(error)
+        values, micro, errors = await read_form(self._desk, request, _EMPTY)
+        if not is_name(values["to"]):
+            errors["to"] = f"Expected the name of an org, of 1 to {NAME_MAX} characters."
         if not errors:
             try:
                 receipt = await self._desk.ledger.transfers.transfer(
@@ -49,16 +41,12 @@ class TransferPage:
                 if receipt.replayed:
                     said += " That was done when this form was first sent, and not again."
                 return self._desk.pages.redirect(request, org_url(org, "grants"), said)
-            except IdempotencyConflict as error:
-                errors[""] = f"This form was sent before, with other values, and that transfer was made: {error}"
-                values["key"] = new_key()
             except UnknownOrg:
                 errors["to"] = "There is no such org. Make it first."
             except Insufficient as error:
                 errors["credits"] = str(error).partition(" ")[2]
-            except InvalidRequest as error:
-                field, text = place(error, values)
-                errors[field] = text
+            except (IdempotencyConflict, InvalidRequest) as error:
+                note(error, values, errors, "transfer")
         return await self._page(request, values, errors)
 
     async def _page(self, request: web.Request, values: Mapping[str, str], errors: Mapping[str, str]) -> web.Response:
@@ -66,15 +54,3 @@ class TransferPage:
         return self._desk.pages.render(
             request, "transfer.html", status=422 if errors else 200, values=values, errors=errors, balance=balance
         )
-
-
-def _check(values: dict[str, str]) -> dict[str, str]:
-    errors = {}
-    if not is_key(values["key"]):
-        errors[""] = NOT_WHOLE
-        values["key"] = new_key()
-    if not is_name(values["to"]):
-        errors["to"] = f"Expected the name of an org, of 1 to {NAME_MAX} characters."
-    if not 0 < len(values["reason"]) <= REASON_MAX:
-        errors["reason"] = "Why? It is in both journals for ever."
-    return errors

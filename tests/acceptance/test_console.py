@@ -352,6 +352,19 @@ async def no_wider_than_the_window(page: Page) -> None:
     assert wide[0] <= wide[1], (page.url, wide)
 
 
+async def test_on_a_small_laptop_no_column_is_out_of_sight(lab: ConsoleLab, browser: Browser) -> None:
+    await use(lab)
+    async with visitor(browser, lab.url, lab.tokens["admin"], size=(1024, 768)) as page:
+        for address in (ORG, f"{ORG}/journal", f"{ORG}/grants", f"{ORG}/buy", "/console/orgs", "/console/tokens"):
+            await page.goto(address)
+            await no_wider_than_the_window(page)
+            hidden = await page.evaluate(
+                "[...document.querySelectorAll('.scroll')].map((box) => box.scrollWidth - box.clientWidth)"
+            )
+            assert hidden, address
+            assert max(hidden) == 0, (address, hidden)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "size"), [("light", WIDE), ("dark", PHONE)], ids=["light", "dark phone"])
 async def test_every_page_is_accessible_and_fits(

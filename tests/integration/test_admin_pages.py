@@ -331,7 +331,7 @@ async def test_a_wrong_grant_is_taken_back_once(site: Site, admin: Browser) -> N
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({"credits": "1001"}, "cannot be corrected below 0"), ({"credits": "0"}, "is not 0"),
+        ({"credits": "1001"}, "cannot be corrected below 0"), ({"credits": "0"}, "more than 0"),
         ({"corrects": "nothing"}, "has no grant of this key"), ({"corrects": ""}, "What is corrected?"),
         ({"reason": ""}, "Why?"), ({"way": "burn"}, "Choose one"), ({"key": "mine"}, "not whole"),
         ({"credits": "1,5"}, "not an amount"),

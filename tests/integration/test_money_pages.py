@@ -83,7 +83,7 @@ async def test_an_owner_sets_and_ends_auto_top_up(lab: ConsoleLab) -> None:
         1000 * CREDIT, 5000 * CREDIT, 1_800_000_000, True,
     )  # fmt: skip
     await top_ups.keep_card("acme", Card("cus_1", "pm_1", "visa", "4242", "2030-04", "ord_1", 1, "token:ann"))
-    assert "visa ending in 4242" in (await owner.get(TOP_UP)).text
+    assert "Visa ending in 4242" in (await owner.get(TOP_UP)).text
     for wrong in ({"credits": "1"}, {"monthly_cap": "10"}, {"threshold": "x"}, {"cool_down_minutes": "-1"},
                   {"credits": "1e999999"}, {"threshold": "NaN"}, {"credits": "1000,5"}, {"monthly_cap": "5,0000"},
                   {"credits": "1_000"}, {"threshold": "１２"}):  # fmt: skip

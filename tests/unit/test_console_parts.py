@@ -13,6 +13,7 @@ from console.charts import bar_chart
 from console.journal_words import TITLES, in_words
 from console.pages import headers, org_url
 from console.periods import read_period
+from ledger.audit import CHANGES, SIGN_INS
 from ledger.clock import format_time, parse_time
 from ledger.errors import InvalidRequest
 from ledger.journal import JOURNAL_TYPES
@@ -148,4 +149,11 @@ def test_every_page_allows_nothing_from_elsewhere() -> None:
 
 
 def test_every_type_of_a_journals_entries_has_a_title() -> None:
-    assert set(JOURNAL_TYPES) == set(TITLES)
+    assert {*JOURNAL_TYPES, *CHANGES, *SIGN_INS} == set(TITLES)
+
+
+def test_instants_that_an_entry_tells_of_are_by_the_clocks_of_the_zone() -> None:
+    assert ">1 Dec 2026, 01:00:00 <" in str(texts.told("2026-12-01T00:00:00Z", "Europe/Berlin"))
+    assert texts.told("1970-01-01T00:00:00Z", "UTC") == "the beginning"
+    for text in ("<b>", "2026-12-01", "at 2026-12-01T00:00:00Z", "2026-99-01T00:00:00Z"):
+        assert texts.told(text, "UTC") == text
