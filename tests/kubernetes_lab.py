@@ -197,7 +197,7 @@ class KubernetesLab:
 
     def tell(self, namespace: str, name: str, phase: str, state: Body, restarts: int = 0, **more: Body) -> None:
         """What a kubelet reports of a pod, all of whose containers are alike. `last`: their state before."""
-        pod = self.get("pods", namespace, name)
+        pod = self.call("GET", f"api/v1/namespaces/{namespace}/pods/{name}")
         statuses = [
             {
                 "name": container["name"], "image": container["image"], "imageID": "", "ready": "running" in state,

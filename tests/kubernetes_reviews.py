@@ -84,6 +84,7 @@ def record(kube: KubernetesLab, base: Path) -> dict[str, Body]:
         wait_until("the job's pod", lambda: any(map(of("CREATE", "pods"), [one["request"] for one in reviews])), 30)
         found["job"] = next(one for one in reviews if of("CREATE", "jobs")(one["request"]))
         keep("pod-of-a-job", of("CREATE", "pods", by="job-controller"))
+        wait_until("the job runs", lambda: "active" in kube.get("jobs", NAMESPACE, "sweep")["status"], 30)
         kube.kubectl("patch", "job", "sweep", "-n", NAMESPACE, "-p", '{"spec": {"parallelism": 3}}')
         keep("job-scaled", of("UPDATE", "jobs", by="kubernetes-admin"))
 

@@ -64,6 +64,12 @@ class Site:
         with urllib.request.urlopen(request, timeout=20, context=self.enforcer.trust) as answer:
             return json.load(answer)
 
+    def set_policy(self, org: str, **policy: str) -> None:
+        request = urllib.request.Request(f"{self.enforcer.url}/v1/orgs/{org}", method="PUT")
+        request.add_header("Authorization", f"Bearer {self.admin}")
+        body = json.dumps({"policy": policy}).encode()
+        urllib.request.urlopen(request, body, timeout=20, context=self.enforcer.trust).close()
+
     def balance(self, org: str) -> dict[str, str]:
         """Of an org, after a look at whether it adds up."""
         found: dict[str, Any] = self.ask(f"orgs/{org}/balance")

@@ -11,7 +11,6 @@ import json
 import random
 import signal
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -27,7 +26,7 @@ from enforcer.actions.base import Outcome
 from enforcer.actions.kubernetes import EVENT_REASON, REASON_ANNOTATION, KubernetesActions
 from exporter.sources.kubernetes import KubernetesSource
 from exporter.sources.kubernetes_client import KubernetesClient, KubernetesError
-from ledger.clock import format_time, now_us
+from ledger.clock import format_time, now_us, parse_time
 from ledger.money import format_micro, parse_rate
 from tests.kubernetes_lab import Body, KubernetesLab, names_of
 from tests.kubernetes_reviews import PAYLOADS, record, shape
@@ -87,6 +86,15 @@ def refusal(site: Site, body: Body) -> str:
 
 def wait_held(site: Site, org: str, held: float, seconds: float = 30) -> None:
     wait_until(f"{org} has {held} credits held", lambda: site.held(org) == held, seconds, 0.2)
+
+
+def wait_charged(site: Site, org: str, expected: dict[tuple[str, str], tuple[str, str]]) -> None:
+    """Until (resource, id) -> end and cost are so; the difference where they never are."""
+    try:
+        wait_until(f"{org} is charged", lambda: _without_starts(site.charges(org)) == expected, 60, 0.5)
+    except TimeoutError:
+        assert _without_starts(site.charges(org)) == expected
+        raise
 
 
 def started(site: Site, org: str, name: str, since_us: int, preset: str = "small") -> str:
@@ -244,11 +252,7 @@ def test_charges_are_times_between_starts_and_ends_times_the_rate(site: Site) ->
                 span = format_time(until + SECOND), format_time(until + 11 * SECOND)
                 expected[preset, again] = *span, cost(preset, until + SECOND, until + 11 * SECOND)
         expected[preset, uid] = format_time(since), format_time(until), cost(preset, since, until)
-    try:
-        wait_until("all is charged", lambda: _without_starts(site.charges(org)) == _without_starts(expected), 40, 0.5)
-    except TimeoutError:
-        assert _without_starts(site.charges(org)) == _without_starts(expected)
-        raise
+    wait_charged(site, org, _without_starts(expected))
     assert site.desk.json("verify")["ok"]
     wait_held(site, org, 0)
 
@@ -289,14 +293,8 @@ def test_volumes_are_charged_from_when_they_are_bound_to_when_they_are_deleted(s
 
     wait_until("it is over", is_over, 30, 1.0)
     _, ended, spent = found[0]
-    assert abs(_micro(ended) - deleted) < 3 * SECOND
+    assert abs(parse_time(ended) - deleted) < 3 * SECOND
     assert Decimal(spent) > 0
-
-
-def _micro(time_text: str) -> int:
-    from ledger.clock import parse_time
-
-    return parse_time(time_text)
 
 
 def test_a_watch_that_cannot_be_resumed_is_a_new_list_and_nothing_is_lost(site: Site) -> None:
@@ -329,8 +327,8 @@ def test_a_watch_that_cannot_be_resumed_is_a_new_list_and_nothing_is_lost(site: 
     stays = format_time(late + SECOND), cost("small", since, late + SECOND)
     wait_until("what it follows again is charged", lambda: charged()["stays"] == stays, 60, 0.5)
     # Of one that is gone nothing is known but that it was there when the server was last heard.
-    assert since < _micro(charged()["goes"][0]) < away + SECOND
-    assert charged()["goes"][1] == cost("small", since, _micro(charged()["goes"][0]))
+    assert since < parse_time(charged()["goes"][0]) < away + SECOND
+    assert charged()["goes"][1] == cost("small", since, parse_time(charged()["goes"][0]))
     assert _lists(kube) == lists + 1
     assert site.desk.json("verify")["ok"]
 
@@ -456,10 +454,7 @@ async def test_a_server_that_cannot_suspend_jobs_is_not_believed(site: Site) -> 
 
 def test_an_org_that_runs_dry_is_told_on_its_pod_which_is_evicted(site: Site) -> None:
     org, kube = site.org("nakatomi", "10"), site.kube
-    request = urllib.request.Request(f"{site.enforcer.url}/v1/orgs/{org}", method="PUT")
-    request.add_header("Authorization", f"Bearer {site.admin}")
-    body = json.dumps({"policy": {"then": "stop"}}).encode()
-    urllib.request.urlopen(request, body, timeout=20, context=site.enforcer.trust).close()
+    site.set_policy(org, then="stop")
     started(site, org, "busy", seconds_ago(200))  # so it has used 2 of the 10, and cannot have its next 15 minutes
     wait_until("it is told why", lambda: bool(kube.events(org, EVENT_REASON)), 40, 0.5)
     wait_until("it is evicted", lambda: "deletionTimestamp" in kube.get("pods", org, "busy")["metadata"], 40, 0.5)
@@ -482,3 +477,92 @@ def test_nothing_starts_while_the_enforcer_is_away(site: Site) -> None:
         assert time.monotonic() - time_taken < 5
     create(site, pod(org, "first"))
     assert site.held(org) == HELD
+
+
+def test_whoever_a_pod_says_pays_its_namespace_does(site: Site) -> None:
+    poor, rich = site.org("duff", "1"), site.org("monsters", "1000")
+    body = pod(poor, "cheater")
+    body["metadata"]["labels"] = labels(rich)
+    assert f"Org {poor} has 1 credit left" in refusal(site, body)
+    assert site.held(rich) == 0
+
+
+def test_in_shadow_mode_kubectl_warns_and_all_starts(site: Site) -> None:
+    org = site.org("dunder", "1")
+    site.set_policy(org, mode="shadow")
+    done = site.kube.tried("create", "-f", "-", given=json.dumps(pod(org, "first")))
+    assert done.returncode == 0
+    (warning,) = done.stderr.strip().splitlines()
+    assert warning.startswith("Warning: ")
+    assert f"Org {org} has 1 credit left; this needs 9 credits to start." in warning
+
+
+def test_a_job_that_grows_while_it_runs_starts_as_many_pods_as_are_paid_for(site: Site) -> None:
+    org = site.org("pied", "20")
+    body = job(org, "sweep", 1)
+    body["spec"]["completions"] = 3
+    create(site, body)
+    site.kube.kubectl("patch", "job", "sweep", "-n", org, "-p", '{"spec": {"parallelism": 3}}')
+    wait_until("a pod is refused", lambda: bool(site.kube.events(org, "FailedCreate")))
+    assert f"Org {org} has 2 credits left; this needs 9 credits to start." in site.kube.events(org, "FailedCreate")[0]
+    assert len(site.kube.get("pods", org)) == 2
+    assert site.held(org) == 2 * HELD
+
+
+def test_a_pod_whose_node_never_ends_it_costs_until_its_grace_period_is_over(site: Site) -> None:
+    org, kube, since = site.org("gringotts", "1000"), site.kube, seconds_ago(50)
+    uid = started(site, org, "stuck", since)
+    kube.kubectl("delete", "pod", "stuck", "-n", org, "--wait=false", "--grace-period=3")
+    over = kube.get("pods", org, "stuck")["metadata"]["deletionTimestamp"]
+    expected = {("small", uid): (format_time(parse_time(over)), cost("small", since, parse_time(over)))}
+    wait_charged(site, org, expected)
+    kube.remove_pod(org, "stuck")
+    wait_held(site, org, 0)
+    wait_charged(site, org, expected)
+
+
+def test_a_namespace_that_changes_hands_splits_what_its_pod_costs(site: Site) -> None:
+    seller, buyer, since = site.org("stay-puft", "1000"), site.org("oceanic", "1000"), seconds_ago(50)
+    uid = started(site, seller, "moves", since)
+    wait_until("it is charged", lambda: ("small", uid) in site.charges(seller), 30, 0.2)
+    site.kube.kubectl("label", "namespace", seller, f"platform.apolo.us/org={buyer}", "--overwrite")
+    wait_until("it is the buyer's", lambda: ("small", uid) in site.charges(buyer), 30, 0.2)
+    until = seconds_ago(0)
+    site.kube.end_pod(seller, "moves", since, until)
+    whole = Decimal(cost("small", since, until))
+
+    def parts() -> Decimal:
+        return sum((Decimal(site.charges(org)["small", uid][2]) for org in (seller, buyer)), Decimal(0))
+
+    wait_until("both parts make the whole", lambda: parts() == whole, 30, 0.5)
+    assert site.desk.json("verify")["ok"]
+
+
+def test_an_api_server_that_fails_again_and_again_changes_no_charge(site: Site) -> None:
+    org, kube, draw = site.org("virtucon", "100000"), site.kube, random.Random(11)
+    expected: dict[tuple[str, str], tuple[str, str]] = {}
+    for wave in range(3):
+        for number in range(8):
+            name, since = f"pod-{wave}-{number}", seconds_ago(draw.randrange(60, 200))
+            preset, until = draw.choice(list(RATES)), seconds_ago(draw.randrange(5, 40))
+            uid = started(site, org, name, since, preset)
+            expected[preset, uid] = format_time(until), cost(preset, since, until)
+            kube.end_pod(org, name, since, until)
+            if number == 4:
+                kube.end_api()
+                if wave == 1:
+                    kube.compact()
+                kube.start_api()
+    wait_charged(site, org, expected)
+    wait_held(site, org, 0)
+    assert site.desk.json("verify")["ok"]
+
+
+def test_an_enforcer_that_hangs_is_a_refusal_in_a_few_seconds(site: Site) -> None:
+    org = site.org("acmeboy", "1000")
+    began = time.monotonic()
+    with site.enforcer.sent(signal.SIGSTOP):
+        said = refusal(site, pod(org, "first"))
+    assert "failed calling webhook" in said
+    assert time.monotonic() - began < 12
+    create(site, pod(org, "second"))
