@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -26,7 +28,7 @@ from ledger.pipelined import OnLate, Pipelined
 from ledger.rates_history import nano_of
 from ledger.rates_store import RatesStore
 from ledger.refusal_text import Circumstances
-from ledger.scopes import Scope, preset_of, restricted_in
+from ledger.scopes import Scope, Supply, classes_in, preset_of, restricted_in
 
 RATES_SECONDS = 2.0
 """How long rates are used before the ledger is asked whether they are still those."""
@@ -58,6 +60,7 @@ class Quote:
     """What work would cost: an hour, and in all where its run time is limited; and how long credits last.
 
     `lasts_us`: how long what is left lasts if it starts, beside what runs (None: for ever, or not known).
+    `left_micro`, `available_micro`: as in a balance, but of what such work may use (None: an org that is not known).
     """
 
     decision: Decision
@@ -66,6 +69,8 @@ class Quote:
     balance: Balance | None
     lasts_us: int | None
     first_out: str | None
+    left_micro: int | None = None
+    available_micro: int | None = None
 
 
 class Admissions:
@@ -152,7 +157,8 @@ class Admissions:
         except UnknownOrg:
             return Quote(decision, hour, total, None, None, decision.tier)
         lasts, first_out = await self._lasts(request, balance, hour, (terms or _TERMS).hold_us)
-        return Quote(decision, hour, total, balance, lasts, decision.tier or first_out)
+        left, available = await self._for_work(request, balance)
+        return Quote(decision, hour, total, balance, lasts, decision.tier or first_out, left, available)
 
     async def release(self, org: str, hold_id: str) -> int | None:
         """The job was not started after all: how much was set free (micro-credits), None where there is no hold."""
@@ -252,6 +258,19 @@ class Admissions:
                     if state.ends_us is None or self._clock() + lasts < state.ends_us:
                         found.append((lasts, "project" if state.budget.user is None else "user"))
         return min(found) if found else (None, None)
+
+    async def _for_work(self, request: AdmissionRequest, balance: Balance) -> tuple[int, int]:
+        """(left, available) for such work: without what is restricted to other work, and what that work leaves."""
+        if not balance.restricted:
+            return balance.left_micro, balance.available_micro
+        client: Any = self._client
+        aside: Counter[tuple[str, str]] = Counter()
+        for name in (keys.of_org(request.org).held, keys.of_org(request.org).running):
+            sums = await again(partial(client.hgetall, name))
+            aside.update(classes_in({text(field): int(micro) for field, micro in sums.items()}))
+        work = _class(request)
+        granted = Supply(balance.left_micro + balance.owed_micro - sum(balance.restricted.values()), balance.restricted)
+        return granted.left_for(*work, {}), granted.left_for(*work, aside) - aside[work]
 
     async def _burns(self, request: AdmissionRequest, hold_us: int) -> tuple[int, int]:
         """Micro-credits an hour of what runs in the project, and of the user in it: by what that has set aside."""

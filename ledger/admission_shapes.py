@@ -14,7 +14,7 @@ def decision_shape(decision: Decision) -> dict[str, Any]:
     """The answer to an admission."""
     return {
         "allowed": decision.allowed,
-        "code": decision.code.value,
+        "code": decision.code,
         "reason": decision.reason,
         "tier": decision.tier,
         "available": _credits(decision.available_micro),
@@ -29,14 +29,14 @@ def quote_shape(quote: Quote) -> dict[str, Any]:
     decision, balance = quote.decision, quote.balance
     return {
         "allowed": decision.allowed,
-        "code": decision.code.value,
+        "code": decision.code,
         "reason": decision.reason,
         "tier": decision.tier,
         "per_hour": _credits(quote.hour_micro),
         "total": _credits(quote.total_micro),
         "required": format_micro(decision.required_micro),
-        "available": _credits(None if balance is None else balance.available_micro),
-        "left": _credits(None if balance is None else balance.left_micro),
+        "available": _credits(quote.available_micro),
+        "left": _credits(quote.left_micro),
         "burn_rate": _credits(None if balance is None else balance.burn_micro),
         "lasts_hours": None if quote.lasts_us is None else format_decimal(quote.lasts_us * 100 // HOUR_US, 2),
         "first_out": quote.first_out,

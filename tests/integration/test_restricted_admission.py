@@ -175,6 +175,28 @@ async def test_a_hold_that_is_replaced_counts_as_free_for_its_own_class_only(val
         assert (await verify(ledger))["ok"]
 
 
+async def test_a_quote_says_what_is_there_for_such_work(valkey_url: str) -> None:
+    async with bench(valkey_url, [T0]) as it:
+        ledger = it.ledger
+        await setup(ledger)
+        await ledger.accounts.grant("acme", 10 * CREDIT, key="any", who="t")
+        await ledger.accounts.grant("acme", 6 * CREDIT, key="large", who="t", presets=["large"])
+        await ledger.accounts.grant("acme", 3 * CREDIT, key="two", who="t", clusters=["two"])
+
+        async def there(cluster: str, preset: str) -> tuple[int, int]:
+            asked = AdmissionRequest(cluster=cluster, org="acme", preset=preset)
+            quote = await ledger.admissions.quote(asked)
+            assert quote.left_micro is not None
+            assert quote.available_micro is not None
+            return quote.left_micro // CREDIT, quote.available_micro // CREDIT
+
+        assert [await there(*work) for work in WORKS] == [(10, 10), (16, 16), (13, 13), (19, 19)]
+        assert (await _ask(ledger, "large", 8)).allowed  # 6 of its own grant, 2 of the one for any
+        assert [await there(*work) for work in WORKS] == [(10, 8), (16, 8), (13, 11), (19, 11)]
+        await ledger.accounts.upsert("acme", who="t", credit_line_micro=2 * CREDIT)
+        assert await there("one", "small") == (10, 8)  # a line is nothing that is left
+
+
 async def test_a_refusal_says_what_is_left_for_other_work_and_that_the_line_is_used_up(valkey_url: str) -> None:
     async with bench(valkey_url, [T0]) as it:
         ledger = it.ledger
@@ -188,6 +210,7 @@ async def test_a_refusal_says_what_is_left_for_other_work_and_that_the_line_is_u
         )
         quote = await ledger.admissions.quote(AdmissionRequest(cluster="one", org="acme", preset="small"))
         assert (quote.lasts_us, quote.first_out) == (0, "org")
+        assert (quote.left_micro, quote.available_micro) == (0, 0)
         await ledger.accounts.upsert("acme", who="t", credit_line_micro=2 * CREDIT)
         assert (await _ask(ledger, "large", 7)).allowed
         refused = await _ask(ledger, "large", 2)
