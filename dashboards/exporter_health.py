@@ -176,7 +176,7 @@ def dashboard() -> PanelJson:
     )
     sources = [
         Column("Up", each(SOURCE_UP, scope), COUNT, UP, mappings=DOWN_UP),
-        Column("Last success", f"time() - {each(SOURCE_LAST_SUCCESS, scope)}", SECONDS, STALE),
+        Column("Since success", f"time() - {each(SOURCE_LAST_SUCCESS, scope)}", SECONDS, STALE),
         Column("Lag", each(METER_LAG, scope), SECONDS, LAG),
         Column("Failed rounds", each(SOURCE_FAILURES, scope), COUNT, ANY_IS_ODD),
         Column("Fetch", each(SOURCE_DURATION, scope), LATENCY),

@@ -87,13 +87,26 @@ async def granted_in_use(ledger: Ledger, org: str, at_us: int) -> int:
     names = keys.of_org(org)
     client: Any = ledger.client
     purse = await again(partial(client.hgetall, names.purse))
-    in_force = [key for key, entry in purse.items() if _parsed(entry, at_us)[1] == IN_FORCE]
+    left = {key: micro for key, entry in purse.items() for micro, state in [_parsed(entry, at_us)] if state == IN_FORCE}
+    in_force = list(left)
     if not in_force:
         return 0
-    records = await again(partial(client.hmget, names.grants, in_force))
-    corrected = await again(partial(client.hmget, names.corrected, in_force))
-    given = (parse_credits(msgspec.json.decode(data, type=GrantRecord).credits) for data in records)
-    return sum(given) + sum(min(0, int(micro or 0)) for micro in corrected)
+
+    async def ask() -> list[Any]:
+        async with client.pipeline(transaction=False) as pipe:
+            pipe.hmget(names.grants, in_force)
+            pipe.hmget(names.corrected, in_force)
+            answer: list[Any] = await pipe.execute()
+            return answer
+
+    records, corrected = await again(ask)
+    return sum(
+        # What was restored of a payment has no record of its own.
+        parse_credits(msgspec.json.decode(data, type=GrantRecord).credits) + min(0, int(micro or 0))
+        if data
+        else left[key]
+        for key, data, micro in zip(in_force, records, corrected, strict=True)
+    )
 
 
 async def _places(client: Any, name: str) -> list[tuple[str, str]]:

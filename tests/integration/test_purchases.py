@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ledger.clock import from_us
 from ledger.connect import Client, connect
 from ledger.errors import IdempotencyConflict, InvalidRequest, LedgerUnavailable
+from ledger.grant_list import granted_in_use
 from ledger.model import Observation, RatePlan, RateTable, Snapshot
 from ledger.money import MICRO_MAX
 from ledger.purchase_step import Order, Paid, Reversal
@@ -188,6 +189,7 @@ async def test_a_won_dispute_and_a_failed_refund_give_back(till: Till) -> None:
     assert await till.left() == 10 * CREDIT
     balance = await till.ledger.accounts.balance("acme")
     assert balance.granted_by_source == {"purchase": 10 * CREDIT}  # a counter: it does not fall, nor rise twice
+    assert await granted_in_use(till.ledger, "acme", balance.at_us) == 10 * CREDIT
     month = f"{from_us(till.ledger.clock()):%Y-%m}"
     shape = (await statement(till.ledger, "acme", month)).shape()
     assert (shape["granted"], shape["corrections"], shape["closing"]) == ("10", "0", "10")
