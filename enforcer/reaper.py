@@ -86,6 +86,9 @@ class Reaper:
         self._hold_us = int(admission.hold_minutes * _MINUTE_US)
         self._notifier = notifier
         self._lease = Lease(ledger.exhaustion, max(_LEASE_SECONDS_MIN, _LEASE_ROUNDS * interval_seconds))
+        self._monotonic = monotonic
+        self._seen: dict[str, tuple[int | None, int]] = {}
+        """By source its last mark, and since when it is known."""
         self._counted = CountedTime(ledger.exhaustion, monotonic)
         self._acting = Acting(ledger, actions, self._lease.check, clock, self._counted.now, self._stale_us)
         self._delivery: asyncio.Task[None] | None = None
@@ -124,6 +127,7 @@ class Reaper:
         try:
             async with self._lease.kept():
                 marks = await self._ledger.charging.source_marks()
+                self._note(marks)
                 for org in await self._ledger.accounts.orgs():
                     try:
                         stages[org] = await self._look(org, marks)
@@ -173,13 +177,13 @@ class Reaper:
         # What runs is only read, which is long for a large org, where something may have to be done about it.
         if any(max(tier.state.stage, decide(tier.state, tier.facts, policy).stage) >= Stage.GRACE for tier in tiers):
             work = await self._ledger.exhaustion.running_work(org)
-            stale = [source for source, mark in marks.items() if now - mark > self._stale_us]
+            stale = [source for source in marks if not self._is_fresh(source, marks, now)]
             unsure = await self._ledger.exhaustion.set_aside(org, stale)
         acted = dict(state.acted)
         stage, said = Stage.NONE, balance.acting
         for tier in tiers:
             mine = [one for one in work if tier.covers(one) and self._may_act(one, own_mode)]
-            fresh = [one for one in mine if now - marks.get(one.source, 0) <= self._stale_us]
+            fresh = [one for one in mine if self._is_fresh(one.source, marks, now)]
             # Enough of what it wants has to be known from sources that were read lately, also those we cannot act on.
             only_by_stale = (
                 tier.facts.is_dry
@@ -203,6 +207,19 @@ class Reaper:
         if said != _acting(stage, policy):
             await self._ledger.exhaustion.say_acting(org, _acting(stage, policy))
         return stage
+
+    def _note(self, marks: Mapping[str, int]) -> None:
+        now = self._monotonic()
+        self._seen = {
+            source: before if (before := self._seen.get(source, (None, 0)))[0] == mark else (mark, now)
+            for source, mark in marks.items()
+        }
+
+    def _is_fresh(self, source: str, marks: Mapping[str, int], now: int) -> bool:
+        """By the clocks, and by how long ago its mark was another one: clocks that were set back make all look new."""
+        _, since_us = self._seen.get(source, (None, 0))
+        age_us = max(now - marks.get(source, 0), self._monotonic() - since_us)
+        return source in marks and age_us <= self._stale_us
 
     def _may_act(self, work: RunningWork, own_mode: str | None) -> bool:
         """By the mode that admission goes by: an org's own before its cluster's, unless that is off."""

@@ -113,3 +113,14 @@ async def test_another_run_is_told_anew_also_after_clocks_were_set_back(client: 
     for _ in range(12):
         await cluster.after(1)
     assert cluster.scheduler.done[:2] == [TOLD, TOLD]
+
+
+async def test_facts_are_as_old_as_they_are_also_after_clocks_were_set_back(client: Client) -> None:
+    cluster = await in_grace(client)
+    await cluster.after(9)
+    cluster.set_clocks(-HOUR)  # by what they say, the last snapshot is of an hour from now
+    for _ in range(80):
+        assert await cluster.after(1, metered=False) == Stage.GRACE
+    assert cluster.scheduler.done == [TOLD]
+    assert await cluster.after(1) == Stage.ACT
+    assert cluster.scheduler.done == [TOLD, STOPPED]
