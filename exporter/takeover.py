@@ -74,7 +74,7 @@ class TakeoverDesk:
                 claim, former = claims.get(key), known.get(key)
                 if claim is None and former is None:
                     fresh[key] = None, Claim(org)
-                elif claim is not None and (claim.org != org or _is_unopened(claim, former)):
+                elif claim is not None and _is_unopened(claim, org, former):
                     change = await self._take_over(work, org, claim, by_key[key], snapshot, lines)
                     if change is None:
                         del by_key[key]  # it stays with the org that was charged for it
@@ -83,11 +83,10 @@ class TakeoverDesk:
                     if former is not None:
                         part.former[key] = former
                 elif former is not None:
-                    if former.state == GONE and claim is not None and claim.since_us < former.until_us:
-                        # An exporter that moved it out may be about to go on by a claim that is out of date now.
-                        wanted[key] = Takeover(claim, Claim(org, former.until_us, 0, former.leg))
                     self._meter.matcher.know_closed(former, lines, await self._books.row(org, former.row))
                     part.changed.append((former, by_key.pop(key)))
+                    if claim is not None:
+                        wanted[key] = Takeover(claim, _renewed(claim, org, former, snapshot.taken_us))
             for key in await charging.claim(cluster, fresh):
                 del by_key[key]
                 found.contested.add(org)
@@ -149,49 +148,65 @@ class TakeoverDesk:
         key, taken = key_of(observation), snapshot.taken_us
         if claim.since_us > taken:
             return None
-        name, run, mark = await self._holder(claim, key)
-        leaves = name if run is not None else None
-        if run is None and claim.org != org:
-            run = (await self._charging.find_ended(claim.org, self._meter.cluster, [key])).get(key)
-            if run is not None and _is_unopened(claim, run):
-                run = None
-            if run is not None:
-                row = await self._books.row(claim.org, run.row)
-                run.line = lines(row.kind, row.resource, row.app, run.bills_app)
+        name, run, is_open = await self._last_charged(org, claim, key, lines)
         if run is None:  # claimed, but never charged
-            formers = claim.formers if claim.org == org else (claim.org, *claim.formers)
+            formers = (claim.org, *claim.formers)
             origin = Origin(claim.since_us, claim.carry, claim.leg)
         elif observation.ended_us is not None and name == claim.org:
             work.setdefault(name, OrgWork()).changed.append((run, msgspec.structs.replace(observation, org=name)))
             return None
         else:
-            until = run.charged_until(mark)
-            if taken < until:
+            at = run.charged_until((await self._books.have(name)).marks.get(self._meter.source))
+            if taken < at:
                 return None
-            at, ended, suspended = until, run.ended_us, run.suspended
-            if leaves is not None:
-                at, (ended, suspended) = taken, facts(run, observation, until, taken)
+            ended, suspended = run.ended_us, run.suspended
+            if is_open:
+                ended, suspended = facts(run, observation, at, taken)
+                at = taken
                 work.setdefault(name, OrgWork()).moved.append((run, observation))
             cost, _ = cumulative(run.points, ended, suspended, run.line, at)
-            formers, origin = (name,), Origin(at, cost % COST_DENOMINATOR, run.leg + 1)
+            formers = (name,) if name == claim.org else (claim.org, *claim.formers)
+            origin = Origin(at, cost % COST_DENOMINATOR, run.leg + 1)
         others = tuple(former for former in dict.fromkeys(formers) if former != org)
-        return origin, Takeover(claim, Claim(org, origin.at, origin.carry, origin.leg, others), leaves)
+        after = Claim(org, origin.at, origin.carry, origin.leg, others)
+        return origin, Takeover(claim, after, name if is_open else None)
 
-    async def _holder(self, claim: Claim, key: RunKey) -> tuple[str, Run | None, int | None]:
-        """(org, run, mark) of the run that is open; else the org that has the claim, None, and its mark.
+    async def _last_charged(self, org: str, claim: Claim, key: RunKey, lines: Lines) -> tuple[str, Run | None, bool]:
+        """(other org, its run, is it open) that was charged last; the run is None where nobody was since the claim.
 
-        That is the org that has the claim, or, until this one opened it, one before it: an exporter committed
-        there just before the fence.
+        That is the org of the claim; or, until it opened the run, one before it that went on just before its fence.
         """
-        source = self._meter.source
         for name in (claim.org, *claim.formers):
-            state = await self._books.have(name)
-            run = state.runs.get(source, {}).get(key)
+            if name == org:
+                continue
+            run = (await self._books.have(name)).runs.get(self._meter.source, {}).get(key)
             if run is not None:
-                return name, run, state.marks.get(source)
-        return claim.org, None, (await self._books.have(claim.org)).marks.get(source)
+                return name, run, True
+            run = (await self._charging.find_ended(name, self._meter.cluster, [key])).get(key)
+            if run is None or _is_unopened(claim, name, run):
+                continue
+            row = await self._books.row(name, run.row)
+            run.line = lines(row.kind, row.resource, row.app, run.bills_app)
+            return name, run, False
+        return claim.org, None, False
 
 
-def _is_unopened(claim: Claim, former: Run | None) -> bool:
-    """Whether an org was not charged yet under the claim that it has."""
-    return former is None or former.until_us < claim.since_us
+def _is_unopened(claim: Claim, org: str, last: Run | None) -> bool:
+    """Whether an org was not charged yet since the claim, `last` being what it was charged for before, if anything."""
+    if last is None or last.until_us < claim.since_us:
+        return True
+    return last.until_us == claim.since_us and (org != claim.org or bool(claim.formers))
+
+
+def _renewed(claim: Claim, org: str, last: Run, taken: int) -> Claim:
+    """The claim of an org that goes on with what it was charged for last.
+
+    An exporter that moved the run out, and did not say so yet, must not find the claim that it went by.
+    """
+    if claim.org != org:  # it went on just before its fence
+        formers = tuple(former for former in (claim.org, *claim.formers) if former != org)
+        return Claim(org, claim.since_us, claim.carry, claim.leg, formers)
+    if last.state == GONE and claim.since_us < last.until_us <= taken:
+        cost, _ = last.cumulative(last.until_us)
+        return Claim(org, last.until_us, cost % COST_DENOMINATOR, last.leg + 1, claim.formers)
+    return claim

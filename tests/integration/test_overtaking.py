@@ -255,6 +255,7 @@ async def export(url: str, cluster: Moving, order: Order, number: int, rng: rand
                 since = await ledger.charging.source_mark(SOURCE)
                 await rounds.take(cluster.now(), since)
             except Died:
+                await pool.disconnect()
                 rounds = rounds_of(ledger)
         order.calls_left[number] = -1
 
