@@ -7,6 +7,7 @@ rate, to the micro-credit.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import signal
@@ -34,7 +35,12 @@ from tests.kubernetes_site import RATES, SERVICE_ACCOUNT, Site, labels, paid_sit
 from tests.slurm_lab import wait_until
 from tests.standins.kube_api import running, terminated
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.kubernetes,
+    pytest.mark.slow,
+    # A watch over TLS that is given up is closed without waiting for the server's word, and asyncio remarks on that.
+    pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning"),
+]
 
 SECOND = 1_000_000
 HELD = 9
@@ -48,6 +54,7 @@ def site(kubernetes_base: Path, kubernetes_lab: KubernetesLab) -> Iterator[Site]
     exhaustion = {"grace_minutes": 0.05, "then": "block"}
     with paid_site(kubernetes_base / "site", kubernetes_lab, source, exhaustion=exhaustion) as found:
         yield found
+    gc.collect()  # what is remarked on is so here
 
 
 def pod(org: str, name: str, preset: str = "small", **more: Any) -> Body:

@@ -78,7 +78,8 @@ class KubeApi:
     version: int = 100
     compacted: int = 0
     """Watches from versions before this one are answered with 410."""
-    gone_as_event: bool = False
+    gone_as_event: bool = True
+    """As a real one does it: it takes the watch, and then says that it has forgotten the version."""
     expire_continue: int = 0
     """So many continued lists are answered with 410."""
     blocked: set[str] = field(default_factory=set)
