@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.base import Command, Credits, Group, Time, csv_option, json_option, settings, who, with_ledger
+from cli.base import (
+    Command,
+    Credits,
+    Group,
+    Time,
+    acknowledged,
+    csv_option,
+    json_option,
+    new_key,
+    settings,
+    who,
+    with_ledger,
+)
 from cli.output import print_json, print_rows
 
 if TYPE_CHECKING:
@@ -56,13 +68,10 @@ def grant(
     as_json: bool,
 ) -> None:
     """Give credits to an org; creates the org where there is none."""
-    import secrets
-
-    from ledger.errors import LedgerUnavailable
     from ledger.refusal_text import only_text
     from ledger.shapes import grant_shape
 
-    given = key or f"cli-{secrets.token_hex(8)}"
+    given = key or new_key()
 
     async def work(ledger: Ledger) -> dict[str, Any]:
         receipt = await ledger.accounts.grant(
@@ -74,10 +83,7 @@ def grant(
 
         return {**grant_shape(org, receipt), "available": format_micro(balance.available_micro)}
 
-    try:
-        made = with_ledger(work)
-    except LedgerUnavailable as e:
-        raise LedgerUnavailable(f"{e}\nnot acknowledged; repeat it safely with --idempotency-key {given}") from e
+    made = acknowledged(work, given)
     if as_json:
         print_json({name: value for name, value in made.items() if name != "available"})
         return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ledger.clock import parse_time, to_us
-from ledger.errors import InvalidRequest
+from ledger.errors import InvalidRequest, LedgerUnavailable
 from ledger.money import AmountError, parse_credits
 
 if TYPE_CHECKING:
@@ -174,6 +174,24 @@ def with_ledger(work: Callable[[Ledger], Coroutine[Any, Any, T]]) -> T:
             return await work(ledger)
 
     return asyncio.run(run())
+
+
+def new_key() -> str:
+    """An idempotency key, where none is given."""
+    import secrets
+
+    return f"cli-{secrets.token_hex(8)}"
+
+
+def acknowledged(work: Callable[[Ledger], Coroutine[Any, Any, T]], key: str) -> T:
+    """As `with_ledger`, of what moves credits: where it is not known whether it did, says how to repeat it safely.
+
+    Raises: LedgerUnavailable.
+    """
+    try:
+        return with_ledger(work)
+    except LedgerUnavailable as e:
+        raise LedgerUnavailable(f"{e}\nnot acknowledged; repeat it safely with --idempotency-key {key}") from e
 
 
 def reach(listen: Address) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.base import Command, Credits, csv_option, json_option, who, with_ledger
+from cli.base import Command, Credits, acknowledged, csv_option, json_option, new_key, who, with_ledger
 from cli.output import print_json, print_rows
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def correct(org: str, amount: int, corrects: str, reason: str, key: str | None, 
     """Give ORG credits, or take them back (CREDITS below 0), because something was wrong."""
     from ledger.corrections import correction_shape
 
-    given = _key(key)
+    given = key or new_key()
 
     async def work(ledger: Ledger) -> tuple[dict[str, Any], bool, str]:
         from ledger.money import format_micro
@@ -34,7 +34,7 @@ def correct(org: str, amount: int, corrects: str, reason: str, key: str | None, 
         after = await ledger.accounts.balance(org)
         return correction_shape(org, receipt.record), receipt.replayed, format_micro(after.available_micro)
 
-    made, replayed, available = _acknowledged(work, given)
+    made, replayed, available = acknowledged(work, given)
     if as_json:
         print_json({**made, "replayed": replayed})
         return
@@ -55,13 +55,13 @@ def transfer(source: str, target: str, amount: int, reason: str, key: str | None
     """Move credits that are available from one org to another; they expire there when they would have."""
     from ledger.transfers import transfer_shape
 
-    given = _key(key)
+    given = key or new_key()
 
     async def work(ledger: Ledger) -> tuple[dict[str, Any], bool]:
         receipt = await ledger.transfers.transfer(source, target, amount, key=given, reason=reason, who=who())
         return transfer_shape(receipt.record), receipt.replayed
 
-    made, replayed = _acknowledged(work, given)
+    made, replayed = acknowledged(work, given)
     if as_json:
         print_json({**made, "replayed": replayed})
         return
@@ -98,22 +98,6 @@ def grants(org: str, limit: int, cursor: str | None, newest_first: bool, as_json
     print_rows(columns, rows, as_csv=as_csv, right=("credits", "corrected", "remaining"), nothing="no grants")
     if after and not as_csv:
         click.echo(f"more: --cursor {after}")
-
-
-def _key(given: str | None) -> str:
-    import secrets
-
-    return given or f"cli-{secrets.token_hex(8)}"
-
-
-def _acknowledged(work: Any, key: str) -> Any:
-    """What `work` gives; where that is not known, how to find out. Raises: LedgerUnavailable."""
-    from ledger.errors import LedgerUnavailable
-
-    try:
-        return with_ledger(work)
-    except LedgerUnavailable as e:
-        raise LedgerUnavailable(f"{e}\nnot acknowledged; repeat it safely with --idempotency-key {key}") from e
 
 
 COMMANDS = (correct, transfer, grants)

@@ -17,6 +17,7 @@ from console.answers import BODY_MAX, answer, credits_of, read_bytes, read_json
 from console.payments import Till
 from console.provider import BadSignature, ProviderUnavailable, UnknownToProvider
 from console.receipt import is_for, receipt
+from ledger.accounts import KEY_MAX
 from ledger.clock import format_time
 from ledger.errors import InvalidRequest
 from ledger.money import format_decimal, format_micro
@@ -25,7 +26,6 @@ from ledger.purchase_step import Order
 _BUY: Final = ("admin", "owner")
 _SEE: Final = ("admin", "owner", "viewer")
 _WEBHOOK_MAX: Final = 512 * 1024
-_KEY_MAX: Final = 255
 NOT_SOLD: Final = "No credits are sold here: the settings have no section payments (see docs/payments.md)."
 
 
@@ -87,8 +87,8 @@ class PaymentsApi:
     async def buy(self, request: web.Request) -> web.Response:
         """Orders credits, and answers where to pay. The same key answers with the same order, for ever."""
         key = request.headers.get("Idempotency-Key", "")
-        if not 0 < len(key) <= _KEY_MAX or not key.isprintable():
-            raise web.HTTPBadRequest(text=f"An Idempotency-Key header of 1 to {_KEY_MAX} characters is needed.")
+        if not 0 < len(key) <= KEY_MAX or not key.isprintable():
+            raise web.HTTPBadRequest(text=f"An Idempotency-Key header of 1 to {KEY_MAX} characters is needed.")
         body = await read_json(request, PurchaseBody)
         micro, org = credits_of("credits", body.credits), request.match_info["org"]
         try:

@@ -10,10 +10,9 @@ from aiohttp import web
 from console.desk import Desk, page_number
 from console.moments import read_moment
 from ledger.errors import InvalidRequest, LastAdmin, UnknownOrg
-from ledger.tokens import ORG_ROLES, ROLES, Token
+from ledger.tokens import NOTE_MAX, ORG_ROLES, ROLES, Token
 
 _AT_ONCE: Final = 100
-_NOTE_MAX: Final = 200
 _EMPTY: Final = {"role": "viewer", "org": "", "note": "", "expires_at": ""}
 ROLE_TITLES: Final = (
     ("viewer", "Viewer: sees one org"), ("owner", "Owner: sees one org, buys, sets its budgets"),
@@ -52,7 +51,7 @@ class TokenPages:
                 # Asked first: a token that was made has to be shown, whatever happens then.
                 is_known = not values["org"] or await self._is_known(values["org"])
                 record, token = await self._desk.ledger.tokens.create(
-                    values["role"], values["org"] or None, expires_us=expires, note=values["note"][:_NOTE_MAX],
+                    values["role"], values["org"] or None, expires_us=expires, note=values["note"][:NOTE_MAX],
                     **self._desk.signed(request),
                 )  # fmt: skip
                 return self._desk.pages.render(
