@@ -25,6 +25,7 @@ from enforcer.addresses import address_of
 from enforcer.app import build_app
 from ledger.clock import Clock
 from ledger.connect import Client
+from ledger.errors import LedgerUnavailable
 from ledger.purchases import Purchases
 from ledger.store import Ledger
 from ledger.top_ups import TopUps
@@ -106,3 +107,24 @@ async def open_shop(client: Client, clock: Clock | None = None, **terms: Any) ->
             stripe_api.hook = str(http.make_url("/v1/payments/stripe"))
             yield Shop(http, stripe_api, ledger, till, Reconciler(ledger, till), tokens)
         await provider.close()
+
+
+class Stumbling(Purchases):
+    """Its writes fail when told, before they are sent or with the answer lost."""
+
+    crash = ""
+
+    async def _commit(self, *arguments: Any, **named: Any) -> str:
+        crash, self.crash = self.crash, ""
+        if crash == "before":
+            raise LedgerUnavailable
+        said = await super()._commit(*arguments, **named)
+        if crash == "after":
+            raise LedgerUnavailable
+        return said
+
+
+def left_of(api: StripeApi, payment: Any) -> int:
+    """What of a payment is not refunded, in the smallest unit of its currency."""
+    returned = [r for r in api.refunds.values() if r["payment_intent"] == payment["id"] and r["status"] == "succeeded"]
+    return int(payment["amount"]) - sum(int(r["amount"]) for r in returned)

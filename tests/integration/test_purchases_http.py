@@ -32,10 +32,10 @@ from enforcer.metrics import PAYMENTS_REFUSED, EnforcerMetrics
 from exporter import metric_names
 from ledger.connect import Client, connect
 from ledger.errors import LedgerUnavailable
-from ledger.purchases import Purchases, order_id_of
+from ledger.purchases import order_id_of
 from ledger.store import Ledger
 from ledger.verify import verify
-from tests.shop import SETTINGS, T0, Shop, open_shop
+from tests.shop import SETTINGS, T0, Shop, Stumbling, left_of, open_shop
 from tests.standins.faults import Fault
 from tests.standins.stripe_api import DECLINED_CARD, GOOD_CARD, KEY, SECRET, StripeApi
 
@@ -370,21 +370,6 @@ async def test_a_key_that_is_rotated_is_read_anew(client: Client, tmp_path: Path
         assert await shop.stripe.deliver(event) == 200
 
 
-class Stumbling(Purchases):
-    """Its writes fail when told, before they are sent or with the answer lost."""
-
-    crash = ""
-
-    async def _commit(self, *arguments: Any, **named: Any) -> str:
-        crash, self.crash = self.crash, ""
-        if crash == "before":
-            raise LedgerUnavailable
-        said = await super()._commit(*arguments, **named)
-        if crash == "after":
-            raise LedgerUnavailable
-        return said
-
-
 ACTS = ["order", "pay", "pay slowly", "arrive", "fail", "refund", "refund fails", "dispute", "won", "lost", "deliver",
         "deliver twice", "forge", "replay late", "crash", "reconcile"]  # fmt: skip
 
@@ -436,8 +421,8 @@ async def _act(shop: Shop, data: st.DataObject, act: str, orders: list[Any], pur
             )
             api.arrive(session, fails=act == "fail")
     elif act == "refund":
-        if payment := one([p for p in api.payments.values() if p["status"] == "succeeded" and _left(api, p) > 0]):
-            api.refund(payment["id"], data.draw(st.integers(1, _left(api, payment))))
+        if payment := one([p for p in api.payments.values() if p["status"] == "succeeded" and left_of(api, p) > 0]):
+            api.refund(payment["id"], data.draw(st.integers(1, left_of(api, payment))))
     elif act == "refund fails":
         if refund := one([i for i, r in api.refunds.items() if r["status"] == "succeeded"]):
             api.fail_refund(refund)
@@ -463,15 +448,10 @@ async def _act(shop: Shop, data: st.DataObject, act: str, orders: list[Any], pur
             assert set(statuses) <= {200, 503}
 
 
-def _left(api: StripeApi, payment: Any) -> int:
-    returned = [r for r in api.refunds.values() if r["payment_intent"] == payment["id"] and r["status"] == "succeeded"]
-    return int(payment["amount"]) - sum(int(r["amount"]) for r in returned)
-
-
 def _expected(shop: Shop, payment: Any) -> int:
     if payment["status"] != "succeeded":
         return 0
-    returned = int(payment["amount"]) - _left(shop.stripe, payment)
+    returned = int(payment["amount"]) - left_of(shop.stripe, payment)
     disputes = [d for d in shop.stripe.disputes.values() if d["payment_intent"] == payment["id"]]
     returned += sum(int(d["amount"]) for d in disputes if d["status"] != "won")
     (session,) = (s for s in shop.stripe.sessions.values() if s["payment_intent"] == payment["id"])

@@ -19,12 +19,12 @@ from console.reconcile import Reconciler
 from console.top_up import CHARGE_WITHIN_US, OTHERS_US, TopUpRunner
 from ledger.clock import now_us
 from ledger.connect import Client, connect
-from ledger.errors import CreditsError, LedgerUnavailable
+from ledger.errors import CreditsError
 from ledger.purchase_step import TOP_UP, month_of
 from ledger.purchases import Purchases
 from ledger.verify import verify
 from tests.dying import Dying, Killed
-from tests.shop import Shop, open_shop
+from tests.shop import Shop, Stumbling, left_of, open_shop
 from tests.standins.faults import Fault
 
 pytestmark = pytest.mark.redis
@@ -480,21 +480,6 @@ async def _process(*command: str) -> AsyncIterator[None]:
         await process.wait()
 
 
-class Stumbling(Purchases):
-    """Its writes fail when told, before they are sent or with the answer lost."""
-
-    crash = ""
-
-    async def _commit(self, *arguments: Any, **named: Any) -> str:
-        crash, self.crash = self.crash, ""
-        if crash == "before":
-            raise LedgerUnavailable
-        said = await super()._commit(*arguments, **named)
-        if crash == "after":
-            raise LedgerUnavailable
-        return said
-
-
 ACTS = ["look", "look", "look at once", "threshold", "buy", "deliver", "deliver twice", "reconcile", "card", "later",
         "much later", "fault", "crash", "kill", "refund", "arrive"]  # fmt: skip
 
@@ -579,9 +564,9 @@ async def _act(shop: Shop, ahead: Ahead, data: st.DataObject, act: str, number: 
                 if pays:
                     api._say("payment_intent.succeeded", payment)
     elif act == "refund":
-        if paid := [p for p in api.payments.values() if p["status"] == "succeeded" and _left(shop, p) > 0]:
+        if paid := [p for p in api.payments.values() if p["status"] == "succeeded" and left_of(shop.stripe, p) > 0]:
             one = data.draw(st.sampled_from(paid))
-            api.refund(one["id"], data.draw(st.integers(1, _left(shop, one))))
+            api.refund(one["id"], data.draw(st.integers(1, left_of(shop.stripe, one))))
     elif act == "reconcile":
         with suppress(CreditsError):
             await Reconciler(shop.ledger, shop.till).once()
@@ -603,13 +588,8 @@ async def _is_sound(shop: Shop) -> None:
     assert len(paid) == len(set(paid))
 
 
-def _left(shop: Shop, payment: Any) -> int:
-    refunds = [one for one in shop.stripe.refunds.values() if one["payment_intent"] == payment["id"]]
-    return int(payment["amount"]) - sum(int(one["amount"]) for one in refunds)
-
-
 def _expected(shop: Shop, payment: Any) -> int:
     if payment["status"] != "succeeded":
         return 0
     micro = (100 if payment["metadata"].get("kind") == TOP_UP else 10) * CREDIT
-    return micro - micro * (int(payment["amount"]) - _left(shop, payment)) // int(payment["amount"])
+    return micro - micro * (int(payment["amount"]) - left_of(shop.stripe, payment)) // int(payment["amount"])
