@@ -92,6 +92,7 @@ class Rounds:
                 await self.ledger.charging.set_source_mark(source, since)
         await self._count(snapshot)
         for error in going.too_large.values():
+            error.left = frozenset({*going.too_large, *going.report.failed})
             raise error
         return going.report
 

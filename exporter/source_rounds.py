@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Protocol, runtime_checkable
 
 from exporter.health import LedgerHealth, Once, SourceHealth
@@ -13,7 +13,7 @@ from exporter.rates import RatesInForce
 from exporter.rounds import RoundReport, Rounds
 from exporter.sources.base import SourceError
 from ledger.clock import Clock, now_us
-from ledger.errors import LedgerUnavailable
+from ledger.errors import LedgerUnavailable, TooLarge
 from ledger.model import RateTable, Snapshot
 from ledger.money import HOUR_US
 from ledger.waiting_holds import Listing, WaitingHolds
@@ -178,16 +178,21 @@ class SourceRounds:
         await self._waiting.keep(snapshot.pending_holds, self._rounds.books.states, snapshot.pending)
         try:
             report = await self._rounds.take(snapshot, since)
-        except BaseException:
+        except BaseException as error:
             # It may have ended between two changes in memory: what the ledger has is read again.
             books = self._rounds.books
             books.doubt(books.states)
+            if isinstance(error, TooLarge):
+                await self._end_unlisted(snapshot, error.left)
             raise
-        await self._end_unlisted(snapshot, report)
+        await self._end_unlisted(snapshot, report.failed)
         return report
 
-    async def _end_unlisted(self, snapshot: Snapshot, report: RoundReport) -> None:
-        """Holds of what was refused by the scheduler itself, was cancelled, or is charged already."""
+    async def _end_unlisted(self, snapshot: Snapshot, left: Iterable[str]) -> None:
+        """Holds of what was refused by the scheduler itself, was cancelled, or is charged already.
+
+        `left`: orgs that were not charged, so that what they run may have holds still.
+        """
         if snapshot.lists_waiting is None:
             return
         now, before = time.monotonic(), self._ended_holds
@@ -204,5 +209,5 @@ class SourceRounds:
         ]
         holds = snapshot.pending_holds.union(one.hold_id for one in starting if one.hold_id is not None)
         work = {name for _, name in snapshot.pending}.union(one.id for one in starting if one.kind != "storage")
-        orgs = self._rounds.books.states.keys() - set(report.failed)
+        orgs = self._rounds.books.states.keys() - set(left)
         await self._waiting.end_unlisted(orgs, Listing(taken_us, holds, work), life_us)

@@ -21,6 +21,9 @@ class LedgerDamaged(CreditsError):
 class TooLarge(CreditsError):
     """A sum would be larger than the ledger can count."""
 
+    left: frozenset[str] = frozenset()
+    """Orgs that were left for another round because of it, or besides."""
+
 
 class IdempotencyConflict(CreditsError):
     """The idempotency key is known, with another body."""

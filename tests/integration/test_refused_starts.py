@@ -6,6 +6,7 @@ Also where exporter or scheduler were away for hours, where there are two export
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from ledger import keys
 from ledger.admission import AdmissionRequest, Terms
 from ledger.connect import Client
 from ledger.model import Code, Observation, RatePlan, RateTable, Snapshot
+from ledger.money import MICRO_MAX
 from ledger.store import Ledger, open_ledger
 from ledger.verify import verify
 
@@ -188,6 +190,31 @@ async def test_an_old_list_and_one_with_gaps_prove_nothing(site: Site) -> None:
     assert await site.holds() == {hold, unlisted}  # as long as what no source is asked about
     await site.pass_(2 * MINUTE)
     assert await site.holds() == {hold}
+
+
+async def test_what_could_not_be_charged_keeps_its_hold_and_no_others(site: Site) -> None:
+    ledger = site.ledger
+    await ledger.accounts.upsert("huge", who="t", unlimited=True)
+    runs = (
+        await ledger.admissions.admit(AdmissionRequest(cluster="c", org="huge", preset="p", source="queue"), Terms())
+    ).hold_id
+    assert runs is not None
+    refused = await site.submit()
+    client, names = ledger.client, keys.of_org("huge")
+    await client.hset(names.org, "spent", MICRO_MAX)  # type: ignore[misc]
+    seen = site.scheduler.fetch
+
+    async def fetch(since_us: int | None) -> Snapshot:
+        snapshot = await seen(since_us)
+        job = Observation("job", "job", "huge", "", "", "p", "", T0, hold_id=runs)
+        return replace(snapshot, workloads=[*snapshot.workloads, job])
+
+    site.scheduler.fetch = fetch  # type: ignore[method-assign]
+    await site.pass_(SOON)
+    await ledger.accounts.balances()
+    assert await client.hkeys(names.holds) == [runs.encode()]  # type: ignore[misc]
+    found = await client.hkeys(keys.of_org("acme").holds)  # type: ignore[misc]
+    assert refused.encode() not in found
 
 
 @pytest.mark.parametrize("source", ["", "another"])
