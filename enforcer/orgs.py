@@ -21,7 +21,20 @@ from ledger.journal import JOURNAL_TYPES, JournalFilter, audit_page, journal_pag
 from ledger.shapes import balance_shape, org_shape
 from ledger.store import Ledger
 
-MODES: Final = ("enforce", "shadow", "off")
+_CHOICES: Final = {"mode": ("enforce", "shadow", "off"), "then": ("block", "suspend", "stop")}
+_NUMBERS: Final = ("warn_hours_left", "grace_minutes")
+_NUMBER_MAX: Final = 999_999
+Policy = Annotated[
+    dict[str, Any],
+    said(
+        description="What is otherwise for this org than in the settings; null or left out: as they say. Replaced as a "
+        "whole. Names that begin with `x-` are yours.",
+        properties={name: {"enum": [*known, None]} for name, known in _CHOICES.items()}
+        | {name: {"type": ["number", "null"], "minimum": 0, "maximum": _NUMBER_MAX} for name in _NUMBERS},
+        patternProperties={"^x-": {}},
+        additionalProperties=False,
+    ),
+]
 _CONTACT_MAX: Final = 500
 _TYPES: Final = f"Of a journal: {', '.join(JOURNAL_TYPES)}. Of the audit: {', '.join((*CHANGES, *SIGN_INS))}"
 
@@ -31,7 +44,7 @@ class OrgBody(msgspec.Struct, forbid_unknown_fields=True):
 
     unlimited: bool | None = None
     contact: Annotated[str, said(maxLength=500)] | None = None
-    policy: dict[str, Any] | None = None
+    policy: Policy | None = None
     credit_line: MaybeLimit = msgspec.field(default_factory=msgspec.Raw)
     """How far below zero it may go; 0: not at all."""
 
@@ -93,9 +106,7 @@ class OrgsApi:
         body = await read_json(request, OrgBody)
         if body.contact is not None and (len(body.contact) > _CONTACT_MAX or not body.contact.isprintable()):
             raise Problem(422, "invalid", f"contact: expected at most {_CONTACT_MAX} printable characters")
-        mode = None if body.policy is None else body.policy.get("mode")
-        if mode is not None and mode not in MODES:
-            raise Problem(422, "invalid", f"policy.mode: {mode!r:.40} is none of {', '.join(MODES)}")
+        _check_policy(body.policy or {})
         done = await self._ledger.accounts.upsert(
             org,
             **caller(request),
@@ -126,6 +137,21 @@ class OrgsApi:
         limit, cursor = paging(request)
         items, after = await audit_page(self._ledger, cursor, limit, _journal_filter(request))
         return answer({"items": items, "next": after})
+
+
+def _check_policy(policy: dict[str, Any]) -> None:
+    """Raises: Problem 422: what is misspelled would be passed over without a word."""
+    for name, value in policy.items():
+        if name in _CHOICES:
+            if value not in (None, *_CHOICES[name]):
+                raise Problem(422, "invalid", f"policy.{name}: {value!r:.40} is none of {', '.join(_CHOICES[name])}")
+        elif name in _NUMBERS:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (is_number and 0 <= value <= _NUMBER_MAX):
+                raise Problem(422, "invalid", f"policy.{name}: {value!r:.40} is not a number from 0 to {_NUMBER_MAX}")
+        elif not name.startswith("x-"):
+            known = ", ".join((*_CHOICES, *_NUMBERS))
+            raise Problem(422, "invalid", f"policy: {name!r:.80} is none of {known}; a name of your own begins with x-")
 
 
 def _journal_filter(request: web.Request) -> JournalFilter:

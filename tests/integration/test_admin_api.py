@@ -136,6 +136,22 @@ async def test_a_credit_line_that_is_null_stays_as_it_is(api: Api) -> None:
     assert (await api.ok("PUT", "/v1/orgs/acme", {"credit_line": 0}))["credit_line"] == "0"
 
 
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [({"mode": "maybe"}, "policy.mode: 'maybe' is none of enforce, shadow, off"), ({"mode": ["off"]}, "policy.mode: "),
+     ({"then": "halt"}, "policy.then: 'halt' is none of block, suspend, stop"),
+     ({"grace_minutes": "10"}, "policy.grace_minutes: '10' is not a number from 0 to 999999"),
+     ({"warn_hours_left": True}, "policy.warn_hours_left: "), ({"grace_minutes": -1}, "policy.grace_minutes: "),
+     ({"thne": "stop"}, "policy: 'thne' is none of mode, then, warn_hours_left, grace_minutes; a name of your own")],
+)  # fmt: skip
+async def test_a_policy_that_would_do_nothing_is_refused(api: Api, policy: Any, said: str) -> None:
+    kept = {"mode": None, "then": "stop", "grace_minutes": 1.5, "x-desk": [1]}
+    assert (await api.ok("PUT", "/v1/orgs/acme", {"policy": kept}))["policy"] == kept
+    status, problem = await api.call("PUT", "/v1/orgs/acme", {"policy": policy})
+    assert (status, problem["detail"][: len(said)]) == (422, said)
+    assert (await api.ok("GET", "/v1/orgs/acme"))["policy"] == kept
+
+
 async def test_a_transfer_over_http(api: Api) -> None:
     expires = format_time(now_us() + HOUR)
     await api.give("acme", "10", expires_at=expires)
