@@ -107,7 +107,7 @@ class Rounds:
             found = await self._takeovers.find(work, going.snapshot, going.lines)
             kept = {org for org in sorted(work) if not await self._let_go(org, seen.get(org), work[org], going)}
             left = found.contested | kept | work.keys() - seen.keys()
-            left |= await self._takeovers.secure(work, found, kept)
+            left |= await self._takeovers.secure(work, found, seen, kept)
             concerned = {org for org, state in seen.items() if org in work or self._has_part(state)} - kept
             for org in sorted(concerned if only is None else concerned & (only | work.keys())):
                 if not await self._commit(org, seen[org], work.get(org) or OrgWork(), going):

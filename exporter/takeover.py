@@ -24,6 +24,7 @@ from exporter.meter import Meter, facts
 from ledger.charging import Claim
 from ledger.model import Observation, Snapshot
 from ledger.money import COST_DENOMINATOR
+from ledger.org_state import OrgState
 from ledger.plan import Plan
 from ledger.runs import GONE, Run, RunKey, cumulative, key_of
 
@@ -98,10 +99,13 @@ class TakeoverDesk:
             )
         return found
 
-    async def secure(self, work: dict[str, OrgWork], found: Takeovers, kept: set[str]) -> set[str]:
+    async def secure(
+        self, work: dict[str, OrgWork], found: Takeovers, seen: dict[str, OrgState], kept: set[str]
+    ) -> set[str]:
         """Write the claims and fence the orgs before, once they let go; what cannot be had is taken out of `work`.
 
-        `kept`: orgs that did not let go. Returns the orgs of which something was taken out: look at them again.
+        `seen`: the orgs as `find` knew them. `kept`: those that did not let go. Returns the orgs of which something
+        was taken out: look at them again.
         """
         refused: dict[str, set[RunKey]] = {}
         fences: set[str] = set()
@@ -114,7 +118,7 @@ class TakeoverDesk:
             }
             refused[org] |= await self._charging.claim(self._meter.cluster, claims)
             fences.update(former for key in wanted.keys() - refused[org] for former in wanted[key].claim.formers)
-        unfenced = {org for org in sorted(fences) if not await self._fence(org)}
+        unfenced = {org for org in sorted(fences) if not await self._fence(org, seen.get(org))}
         for org, wanted in found.wanted.items():
             refused[org] |= {key for key, takeover in wanted.items() if unfenced.intersection(takeover.claim.formers)}
             part = work[org]
@@ -122,10 +126,12 @@ class TakeoverDesk:
             part.changed = [(run, observation) for run, observation in part.changed if run.key not in refused[org]]
         return {org for org, keys in refused.items() if keys}
 
-    async def _fence(self, org: str) -> bool:
-        """Refuse what others may be about to commit for an org; False: they committed first."""
+    async def _fence(self, org: str, seen: OrgState | None) -> bool:
+        """Refuse what others may be about to commit for an org; False: it is not as it was seen, look again."""
         async with self._books.lock(org):
-            state = await self._books.have(org)
+            state = self._books.states.get(org)
+            if state is None or state is not seen:
+                return False
             if await self._charging.commit(Plan(org, self._meter.source), state):
                 return True
             self._books.doubt([org])
