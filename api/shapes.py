@@ -37,8 +37,10 @@ class Decision(Struct, forbid_unknown_fields=True):
 
 
 class Quote(Struct, forbid_unknown_fields=True):
-    """What work would cost, and how long the credits would last; `left` and `available` (`left` less what is held) are of
-    what such work may use, without grants for other work."""
+    """What work would cost, and how long the credits would last.
+
+    `left`, and `available` (`left` less what is held), are of what such work may use, without grants for other work.
+    """
 
     allowed: bool
     code: Code

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from aiohttp import web
 
+from api.explain import explain
 from ledger.errors import InvalidRequest
 from ledger.money import AmountError, read_credits
 
@@ -31,7 +32,7 @@ async def read_json(request: web.Request, kind: type[T], most: int = BODY_MAX) -
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(str(error)) from None
+        raise InvalidRequest(explain(str(error), kind)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise web.HTTPBadRequest(text=f"The body is not JSON: {error}") from None
 
