@@ -8,8 +8,7 @@ from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import msgspec
-from aiohttp import web
-from aiohttp.hdrs import CONTENT_ENCODING
+from aiohttp import StreamReader, web
 
 from enforcer.problems import Problem
 from ledger.clock import parse_time
@@ -27,19 +26,19 @@ async def read_json(request: web.Request, kind: type[T], body_max: int = BODY_MA
 
     Raises: Problem 400 for what is not JSON, 413, and 422 naming the field that is wrong.
     """
-    data = await read_bytes(request, body_max)
-    return decode(data, kind)
+    data = _at_hand(request.content, body_max)
+    return decode(await read_bytes(request, body_max) if data is None else data, kind)
 
 
 async def read_bytes(request: web.Request, body_max: int = BODY_MAX) -> bytes:
     """The whole body, once. Raises: Problem 413, without reading on."""
+    at_hand = _at_hand(request.content, body_max)
+    if at_hand is not None:
+        return at_hand
     length = request.content_length
-    if length is not None and length > body_max:
-        raise too_large(body_max)
     if length is not None:
-        content = request.content
-        if content.is_eof() and CONTENT_ENCODING not in request.headers:
-            return content.read_nowait()  # it came with the head, as small ones do: nothing to wait for
+        if length > body_max:
+            raise too_large(body_max)
         return await request.read()
     data = bytearray()  # of no announced length: chunked
     async for chunk in request.content.iter_any():
@@ -47,6 +46,11 @@ async def read_bytes(request: web.Request, body_max: int = BODY_MAX) -> bytes:
         if len(data) > body_max:
             raise too_large(body_max)
     return bytes(data)
+
+
+def _at_hand(content: StreamReader, body_max: int) -> bytes | None:
+    """A body that came with its head, as small ones do: nothing is to be waited for."""
+    return content.read_nowait() if content.is_eof() and content.total_bytes <= body_max else None
 
 
 def too_large(body_max: int) -> Problem:
