@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -86,29 +86,29 @@ class Pipelined:
         self._is_due = False
         self._idle: list[Any] = []  # connections that are kept; the pool closes them with the client
 
-    async def call(
+    def call(
         self, script: Script, names: Sequence[str], arguments: Sequence[Any], on_late: OnLate | None = None
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """The script's answer. Sent again after a lost connection, so the script has to be safe to repeat.
 
         Raises: LedgerUnavailable. When cancelled, the answer, if one comes, goes to `on_late`.
         """
-        return await again(lambda: self._queue(_Call(_future(), script, tuple(names), tuple(arguments), None, on_late)))
+        return again(lambda: self._queue(_Call(_future(), script, tuple(names), tuple(arguments), None, on_late)))
 
-    async def shared(self, script: Script, names: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
+    def shared(self, script: Script, names: tuple[str, ...], arguments: tuple[Any, ...]) -> Coroutine[Any, Any, Any]:
         """As `call`, of a script that only reads: all that ask for the same at the same time share one answer."""
-        return await again(lambda: self._queue(_Call(_future(), script, names, arguments, is_shared=True)))
+        return again(lambda: self._queue(_Call(_future(), script, names, arguments, is_shared=True)))
 
-    async def among(
+    def among(
         self,
         script: Script,
         names: tuple[str, ...],
         arguments: tuple[Any, ...],
         request: bytes,
         on_late: OnLate | None = None,
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """As `call`, of a script that takes any number of requests after its arguments and answers them in a list."""
-        return await again(lambda: self._queue(_Call(_future(), script, names, arguments, request, on_late, True)))
+        return again(lambda: self._queue(_Call(_future(), script, names, arguments, request, on_late, True)))
 
     def _queue(self, call: _Call) -> asyncio.Future[Any]:
         self._waiting.append(call)
