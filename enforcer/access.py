@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from aiohttp import web
+from aiohttp.hdrs import AUTHORIZATION
 
 from api.routes import Handler, Route, names_of
 from enforcer.bodies import required_name
@@ -58,7 +59,7 @@ class Guard:
         find = self._callers.find_in_time if SCHEDULER in (route.roles or ()) else self._callers.find
 
         async def check(request: web.Request) -> web.StreamResponse:
-            scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
+            scheme, _, credential = request.headers.get(AUTHORIZATION, "").partition(" ")
             if scheme.lower() != "bearer" or not credential:
                 raise Problem(401, "unauthorized", "A token is needed: Authorization: Bearer act_...", CHALLENGE)
             token = known(credential) or self._somebody(request, await find(request, credential))

@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Final
 
 from aiohttp import web
@@ -105,12 +104,17 @@ def build_app(
         if route.method == "GET":
             app.router.add_route("HEAD", path, handler)  # the server leaves the body out
         if (route.method, route.path) in _DIRECT and not proxies:  # else the caller's address is found out first
-            direct[route.method, route.path] = partial(problems, handler=handler)
+            direct[route.method, route.path] = _answering(handler)
     app.router.add_post("/k8s/admission/{path:.*}", kubernetes.misdirected)
     if console is not None:
         app[ERROR_PAGE] = console.error_page
     app.cleanup_ctx.append(_background(desk, slurm, kubernetes, [source.cluster for source in settings.sources]))
     return app
+
+
+def _answering(handler: Handler) -> Handler:
+    """As the application calls it: what it raises is answered."""
+    return lambda request: problems(request, handler)
 
 
 def _service(metrics: EnforcerMetrics) -> list[Route]:

@@ -30,9 +30,9 @@ class Deadlines:
 
     async def within(self, work: Awaitable[T]) -> T:
         """The result of `work`. Raises: TimeoutError once its time is over; it is cancelled then."""
-        task = asyncio.current_task()
-        assert task is not None
         loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        assert task is not None
         entry = _Entry(task, loop.time() + self._seconds)
         self._entries.append(entry)
         if self._timer is None:
