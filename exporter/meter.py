@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from exporter.matching import Lines, Matcher, OrgWork, units_of
 from exporter.set_aside import set_aside
-from exporter.slots import Cuts, slots
+from exporter.slots import Cuts, stretches
 from ledger import keys
 from ledger.model import Interval, Observation, Snapshot
 from ledger.money import COST_DENOMINATOR, HOUR_US
@@ -399,8 +399,14 @@ class Meter:
                 self._close(plan, state, run)
             else:
                 run.settle_anchor(taken)
-        for slot in slots(mark, taken, state.budgets, state.grant_edges):
-            until = slot[1]
+        for since, until, hours in stretches(mark, taken, state.budgets, state.grant_edges):
+            if hours > 1:
+                for run in steady:
+                    if run.is_billed:
+                        cost = run.cost_at + run.per_us * (since - run.cost_from)
+                        plan.add_hours(since, hours, run.row, cost, run.per_us * HOUR_US)
+                        run.floor = (cost + run.per_us * (until - since)) // D
+                continue
             micro: dict[int, int] = {}
             billed: dict[int, int] = {}
             for run in steady:
@@ -413,7 +419,7 @@ class Meter:
                 elif run.is_billed:
                     billed[run.row] = billed.get(run.row, 0) + 1
             for row, count in billed.items():
-                plan.add(slot, row, micro.get(row, 0), count * (until - slot[0]))
+                plan.add((since, until), row, micro.get(row, 0), count * (until - since))
 
 
 def facts(run: Run, observation: Observation, until: int, taken: int) -> tuple[int | None, tuple[Interval, ...]]:

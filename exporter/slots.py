@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from ledger.budgets import Budget
@@ -53,3 +53,20 @@ def slots(since: int, until: int, budgets: Iterable[Budget], edges: Sequence[int
         return []
     cuts = {until, *range(hour_of(since) + HOUR_US, until, HOUR_US)} | cuts_between(since, until, budgets, edges)
     return list(pairwise([since, *sorted(cuts)]))
+
+
+def stretches(
+    since: int, until: int, budgets: Iterable[Budget], edges: Sequence[int] = ()
+) -> Iterator[tuple[int, int, int]]:
+    """(since, until, how many slots) of the same, where full hours that follow one another are one stretch."""
+    start, count = since, 0
+    for at, end in slots(since, until, budgets, edges):
+        if end - at == HOUR_US:
+            start, count = (start if count else at), count + 1
+            continue
+        if count:
+            yield start, at, count
+            count = 0
+        yield at, end, 1
+    if count:
+        yield start, until, count

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from collections.abc import Iterator
+
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from exporter.matching import OrgWork
@@ -33,17 +35,21 @@ def _suspended(cuts: list[int], is_open: bool) -> tuple[Interval, ...]:
 
 
 def _one_by_one(
-    state: OrgState, started: int, taken: int, ended: int | None, suspended: tuple[Interval, ...], line: RateLine
-) -> dict[Slot, tuple[int, int]]:
+    state: OrgState,
+    started: int,
+    since: int,
+    until: int,
+    ended: int | None,
+    suspended: tuple[Interval, ...],
+    line: RateLine,
+) -> Iterator[tuple[Slot, tuple[int, int]]]:
     """(micro-credits, microseconds) of each slot, by two floors for each."""
     points = ((started, 0, 0, 10**9),)
-    found: dict[Slot, tuple[int, int]] = {}
-    for slot in slots(started, taken, state.budgets, state.grant_edges):
+    for slot in slots(since, until, state.budgets, state.grant_edges):
         (cost, us), (later, us_later) = (cumulative(points, ended, suspended, line, at) for at in slot)
         micro = later // COST_DENOMINATOR - cost // COST_DENOMINATOR
         if micro or us_later - us:
-            found[slot] = micro, us_later - us
-    return found
+            yield slot, (micro, us_later - us)
 
 
 def _of(plan: Plan) -> dict[Slot, tuple[int, int]]:
@@ -53,8 +59,14 @@ def _of(plan: Plan) -> dict[Slot, tuple[int, int]]:
     }
 
 
+# It goes on, at a rate that is no whole number of micro-credits, over days that begin between full hours.
+@example(
+    started=[T0 + 1, T0 + 2], first_round=T0 + HOUR_US // 2 + 1, ended=None, cuts=[], is_open=False, changes=[],
+    first=1_234_567_891, edges=[], period="day", zone="Asia/Kolkata",
+)  # fmt: skip
 @given(
     started=st.lists(instants, min_size=1, max_size=4),
+    first_round=instants,
     ended=st.one_of(st.none(), instants),
     cuts=spans,
     is_open=st.booleans(),
@@ -66,6 +78,7 @@ def _of(plan: Plan) -> dict[Slot, tuple[int, int]]:
 )
 def test_a_run_of_many_hours_is_charged_by_the_hour_as_if_each_was_cut_out(
     started: list[int],
+    first_round: int,
     ended: int | None,
     cuts: list[int],
     is_open: bool,
@@ -75,23 +88,25 @@ def test_a_run_of_many_hours_is_charged_by_the_hour_as_if_each_was_cut_out(
     period: str,
     zone: str,
 ) -> None:
-    taken = T0 + 6 * DAY
     line = RateLine([(0, first), *sorted(dict(changes).items())])
     suspended = _suspended(cuts, is_open)
     state = OrgState("acme", budgets=(Budget("b", "p", None, 10**9, period, zone),), grant_edges=tuple(edges))
-    work = OrgWork(
-        new=[
-            Observation(f"j{number}", "job", "acme", "p", "u", "r", "", since, ended, suspended)
-            for number, since in enumerate(started)
-            if ended is None or ended > since
-        ]
-    )
+    listed = [
+        Observation(f"j{number}", "job", "acme", "p", "u", "r", "", since, ended, suspended)
+        for number, since in enumerate(started)
+        if ended is None or ended > since
+    ]
     meter = Meter("s", "default", 0, 0)
-    plan = meter.plan(state, work, Snapshot("s", "default", taken, work.new), lambda *_: line)
-    expected: dict[Slot, tuple[int, int]] = {}
-    for run in work.new:
-        since = run.started_us or 0
-        for slot, (micro, us) in _one_by_one(state, since, taken, ended, suspended, line).items():
-            before = expected.get(slot, (0, 0))
-            expected[slot] = before[0] + micro, before[1] + us
-    assert _of(plan) == expected
+    since = 0
+    for until in (first_round, T0 + 6 * DAY):
+        snapshot = Snapshot("s", "default", until, [run for run in listed if (run.started_us or 0) < until])
+        work = meter.matcher.sort(snapshot, {"acme": state}).get("acme", OrgWork())
+        plan = meter.plan(state, work, snapshot, lambda *_: line)
+        expected: dict[Slot, tuple[int, int]] = {}
+        for run in listed:
+            origin = run.started_us or 0
+            for slot, (micro, us) in _one_by_one(state, origin, max(origin, since), until, ended, suspended, line):
+                before = expected.get(slot, (0, 0))
+                expected[slot] = before[0] + micro, before[1] + us
+        assert _of(plan) == expected
+        since = state.marks["s"] = until
