@@ -11,6 +11,7 @@ from console.desk import Desk
 from console.forms_once import new_key, note, read_form
 from console.moments import read_moment, show_moment
 from console.pages import org_url
+from console.texts import when_text
 from ledger.accounts import GrantReceipt
 from ledger.clock import parse_time
 from ledger.errors import IdempotencyConflict, InvalidRequest
@@ -49,7 +50,7 @@ class GrantPage:
                     purpose=values["purpose"][:_PURPOSE_MAX], presets=_names(values["presets"]),
                     clusters=_names(values["clusters"]),
                 )  # fmt: skip
-                return self._desk.pages.redirect(request, org_url(org, "grants"), _said(org, receipt))
+                return self._desk.pages.redirect(request, org_url(org, "grants"), _said(org, receipt, zone))
             except (IdempotencyConflict, InvalidRequest) as error:
                 note(error, values, errors, "grant")
         return await self._page(request, values, errors)
@@ -62,14 +63,14 @@ class GrantPage:
         )  # fmt: skip
 
 
-def _said(org: str, receipt: GrantReceipt) -> str:
+def _said(org: str, receipt: GrantReceipt, zone: str) -> str:
     record = receipt.record
     said = f"{record.credits} credits are granted to org {org:.100}"
     if record.presets or record.clusters:
         said += f", only for {only_text(record.presets, record.clusters):.200}"
     if parse_time(record.effective_at) > parse_time(record.granted_at):
-        said += f", in force from {record.effective_at}"
-    said += f", until {record.expires_at}." if record.expires_at else ", without expiry."
+        said += f", in force from {when_text(record.effective_at, zone)}"
+    said += f", until {when_text(record.expires_at, zone)}." if record.expires_at else ", without expiry."
     return f"{said} They were granted when this form was first sent, and not again." if receipt.replayed else said
 
 

@@ -58,11 +58,19 @@ def when(us: int | str | None, zone: str = "UTC", *, seconds: bool = False) -> M
         return Markup("–")
     if isinstance(us, str):
         us = parse_time(us)
+    text, name = _by_clock(us, zone, seconds)
+    return Markup('<time datetime="{}">{} <span class="zone">{}</span></time>').format(format_time(us), text, name)
+
+
+def when_text(time: str, zone: str) -> str:
+    """The same of an RFC 3339 time, as text of a sentence."""
+    return " ".join(_by_clock(parse_time(time), zone, False))
+
+
+def _by_clock(us: int, zone: str, seconds: bool) -> tuple[str, str]:
+    """(day and time, what the zone is called then)."""
     moment = from_us(us).astimezone(ZoneInfo(zone))
-    text = f"{moment.day} {moment:%b %Y}, {moment:{'%H:%M:%S' if seconds else '%H:%M'}}"
-    return Markup('<time datetime="{}">{} <span class="zone">{}</span></time>').format(
-        format_time(us), text, moment.tzname() or zone
-    )
+    return f"{moment.day} {moment:%b %Y}, {moment:{'%H:%M:%S' if seconds else '%H:%M'}}", moment.tzname() or zone
 
 
 def told(value: str, zone: str) -> Markup | str:

@@ -157,3 +157,8 @@ def test_instants_that_an_entry_tells_of_are_by_the_clocks_of_the_zone() -> None
     assert texts.told("1970-01-01T00:00:00Z", "UTC") == "the beginning"
     for text in ("<b>", "2026-12-01", "at 2026-12-01T00:00:00Z", "2026-99-01T00:00:00Z"):
         assert texts.told(text, "UTC") == text
+
+
+def test_an_instant_in_a_sentence_is_by_the_clocks_of_the_zone() -> None:
+    assert texts.when_text("2026-12-31T23:30:00Z", "Europe/Berlin") == "1 Jan 2027, 00:30 CET"
+    assert texts.when_text("2026-07-01T00:00:00Z", "UTC") == "1 Jul 2026, 00:00 UTC"
