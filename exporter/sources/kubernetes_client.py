@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -58,7 +58,7 @@ class KubernetesClient:
         async with self._answer(path, params) as response:
             return await response.read()
 
-    async def watch(self, path: str, params: Mapping[str, str], seconds: float) -> AsyncIterator[bytes]:
+    async def watch(self, path: str, params: Mapping[str, str], seconds: float) -> AsyncGenerator[bytes, None]:
         """The events of a watch, one JSON each; first an empty one, when the server has taken it.
 
         `seconds`: how long the server was asked to let it run; a silent connection is given up soon after.
@@ -68,16 +68,21 @@ class KubernetesClient:
             total=None, sock_connect=self._timeout_seconds, sock_read=seconds + self._timeout_seconds
         )
         async with self._answer(path, params, timeout=timeout) as response:
-            yield b""
-            rest = b""
-            async for chunk in response.content.iter_any():
-                if b"\n" not in chunk:
-                    rest += chunk
-                    continue
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    if line:
-                        yield line
+            try:
+                yield b""
+                rest = b""
+                async for chunk in response.content.iter_any():
+                    if b"\n" not in chunk:
+                        rest += chunk
+                        continue
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        if line:
+                            yield line
+            finally:
+                # One that is given up midway is cut: over TLS a farewell would wait for the server's.
+                if response.connection is not None and response.connection.transport is not None:
+                    response.connection.transport.abort()
 
     @asynccontextmanager
     async def _answer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from contextlib import aclosing
 from typing import Final, Protocol, TypeVar
 
 import msgspec
@@ -172,14 +173,15 @@ class Reflector:
         }
         heard_us = self.heard_us
         try:
-            async for line in self._client.watch(self.path, params, self._watch_seconds):
-                self.watching = True
-                self.heard_us = self._clock()
-                if line:
-                    self._take(line, self.heard_us)
-                    self._events += 1
-                    if self._events % _TURN == 0:
-                        await asyncio.sleep(0)
+            async with aclosing(self._client.watch(self.path, params, self._watch_seconds)) as lines:
+                async for line in lines:
+                    self.watching = True
+                    self.heard_us = self._clock()
+                    if line:
+                        self._take(line, self.heard_us)
+                        self._events += 1
+                        if self._events % _TURN == 0:
+                            await asyncio.sleep(0)
             self.heard_us = self._clock()
         except Expired:
             if not self._events:

@@ -35,12 +35,7 @@ from tests.kubernetes_site import RATES, SERVICE_ACCOUNT, Site, labels, paid_sit
 from tests.slurm_lab import wait_until
 from tests.standins.kube_api import running, terminated
 
-pytestmark = [
-    pytest.mark.kubernetes,
-    pytest.mark.slow,
-    # A watch over TLS that is given up is closed without waiting for the server's word, and asyncio remarks on that.
-    pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning"),
-]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
 
 SECOND = 1_000_000
 HELD = 9
@@ -54,7 +49,7 @@ def site(kubernetes_base: Path, kubernetes_lab: KubernetesLab) -> Iterator[Site]
     exhaustion = {"grace_minutes": 0.05, "then": "block"}
     with paid_site(kubernetes_base / "site", kubernetes_lab, source, exhaustion=exhaustion) as found:
         yield found
-    gc.collect()  # what is remarked on is so here
+    gc.collect()  # connections that were left open are told of here
 
 
 def pod(org: str, name: str, preset: str = "small", **more: Any) -> Body:
