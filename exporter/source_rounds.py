@@ -200,7 +200,7 @@ class SourceRounds:
         # Two rounds more, so that one that was left out by mistake is found again.
         life_us = _UNLISTED_US if before is None else max(_UNLISTED_US, round((now - before) * 2_000_000))
         window_us = self._rounds.meter.hold_us
-        life_us = min(life_us, window_us or life_us) if snapshot.lists_waiting else max(life_us, window_us)
+        life_us = min(life_us, window_us // 2 or life_us) if snapshot.lists_waiting else max(life_us, window_us)
         taken_us = snapshot.taken_us
         starting = [
             one

@@ -22,7 +22,8 @@ _SCRIPT_BATCH: Final = 500
 _AT_ONCE: Final = 200
 """Orgs whose holds are asked for in one go."""
 SETTLED_US: Final = 60_000_000
-"""What was admitted is listed after so long at the latest, or never: longer than an API server works on a request."""
+"""What was admitted is listed after so long at the latest, or never: as long as an API server works on a request.
+Half of a window, where that is less, so that no hold is given longer to be listed than it would have without."""
 
 
 class Listing(NamedTuple):
@@ -99,7 +100,7 @@ class WaitingHolds:
         charged, so that no hold of theirs is of work that runs. Raises: LedgerUnavailable.
         """
         now = self._clock()
-        at_most = min(listing.taken_us, now) - SETTLED_US
+        at_most = min(listing.taken_us, now) - min(SETTLED_US, self._window_us // 2 or SETTLED_US)
         facts: dict[str, _Facts | None] = {}
         async for org, ends in self._ends(orgs):
             await self._read(org, [hold for hold in ends if hold not in listing.holds], facts)

@@ -77,13 +77,14 @@ class Site:
 
     def __init__(self, ledger: Ledger, clock: list[int], scheduler: Scheduler | None = None) -> None:
         self.ledger, self.clock = ledger, clock
+        self.window_us = 15 * MINUTE
         self.scheduler = scheduler or Scheduler(clock)
         self.exporter = self.new_exporter()
 
     def new_exporter(self, scheduler: Scheduler | None = None) -> SourceRounds:
         async def nothing() -> None: ...
 
-        rounds = Rounds(Books(self.ledger), scheduler or self.scheduler, hold_us=15 * MINUTE)
+        rounds = Rounds(Books(self.ledger), scheduler or self.scheduler, hold_us=self.window_us)
         return SourceRounds(rounds, LedgerHealth(), after=nothing, clock=self.ledger.clock)
 
     async def submit(self, source: str = "queue", **more: Any) -> str:
@@ -133,6 +134,16 @@ async def test_what_the_scheduler_refuses_after_our_yes_holds_nothing_for_long(s
     await site.pass_(SOON - MINUTE + INTERVAL)
     assert await site.holds() == set()
     assert (await site.ledger.accounts.balance("acme")).available_micro == 100 * CREDIT
+
+
+async def test_a_short_hold_is_no_longer_for_being_listed(site: Site) -> None:
+    site.window_us = MINUTE
+    exporter = site.new_exporter()
+    hold = await site.submit()
+    await site.pass_(INTERVAL, exporter)
+    assert await site.holds() == {hold}
+    await site.pass_(MINUTE, exporter)
+    assert await site.holds() == set()
 
 
 async def test_what_is_cancelled_while_it_waits_holds_nothing_for_long(site: Site) -> None:
