@@ -33,7 +33,7 @@ JOBS_SECONDS: Final = 2.0
 
 
 class KubernetesSource:
-    """Watches run from the first fetch on; a fetch takes what they have come to, and costs no request."""
+    """Watches run from the first fetch on; a fetch takes what they have come to, and asks the API server nothing."""
 
     def __init__(
         self,
