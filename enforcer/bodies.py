@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import StreamReader, web
 
+from api.explain import explain
 from enforcer.problems import Problem
 from ledger.clock import parse_time
 from ledger.money import AmountError, read_credits
@@ -17,8 +16,6 @@ from ledger.names import NAME_MAX, is_name
 
 T = TypeVar("T", bound=msgspec.Struct)
 BODY_MAX: Final = 64 * 1024
-_UNKNOWN = re.compile(r"unknown field `(.*)`", re.DOTALL)
-_WHERE = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 
 
 async def read_json(request: web.Request, kind: type[T], body_max: int = BODY_MAX) -> T:
@@ -63,20 +60,9 @@ def decode(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        raise Problem(422, "invalid", _explain(str(error), kind)) from None
+        raise Problem(422, "invalid", explain(str(error), kind)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, "bad_request", f"The body is not JSON: {error}") from None
-
-
-def _explain(message: str, kind: type[msgspec.Struct]) -> str:
-    known = [field.encode_name for field in msgspec.structs.fields(kind)]
-    unknown = _UNKNOWN.search(message)
-    if unknown is not None:
-        near = get_close_matches(unknown[1], known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        return f"{unknown[1][:80]!r} is not a field of this; {hint}"
-    where = _WHERE.search(message)
-    return f"{where[1]}: {_WHERE.sub('', message)}" if where is not None and where[1] else message
 
 
 @lru_cache(maxsize=4096)  # the same few names come again and again
