@@ -2,8 +2,9 @@
 
 python bench/admission.py [SECONDS [CONNECTIONS]]
 
-Each server is a process of its own, the clients are another. Rounds alternate, so that what else the machine does falls
-on all; the figures are medians of the rounds. `admission` is one org without budgets, `spread` several with.
+Each server is a process of its own, the clients are another. Short rounds alternate, so that what else the machine does
+falls on all; the figures are medians of the rounds, a ratio is that of two that followed each other. `admission` is one
+org without budgets, `spread` several with. SECONDS are those of one round.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 from aiohttp import web
 
-ROUNDS = 5
+ROUNDS = 15
 JOB = {"cluster": "c", "org": "acme", "project": "vision", "user": "ann", "kind": "job", "preset": "small"}
 SPREAD = [{**JOB, "org": f"org-{number % 8}", "user": f"user-{number}"} for number in range(16)]
 """Jobs of several orgs, each under three budgets."""
@@ -169,18 +170,17 @@ class _Case:
         self._tails.append(statistics.quantiles(latencies, n=100)[98])
         self._answered += len(latencies)
 
-    @property
-    def rate(self) -> float:
-        return statistics.median(self._rates)
-
-    @property
-    def tail(self) -> float:
-        return statistics.median(self._tails)
+    def ratios(self, bare: _Case) -> tuple[float, float]:
+        """(rate, 99th percentile) as multiples of the other's: medians over the rounds."""
+        rates = [mine / theirs for mine, theirs in zip(self._rates, bare._rates, strict=True)]
+        tails = [mine / theirs for mine, theirs in zip(self._tails, bare._tails, strict=True)]
+        return statistics.median(rates), statistics.median(tails)
 
     def figures(self, name: str) -> dict[str, Any]:
         """`cpu_us` of the server and `valkey_cpu_us` are for one request."""
+        rate, tail = statistics.median(self._rates), statistics.median(self._tails)
         return {
-            f"{name}_per_second": round(self.rate), f"{name}_p99_ms": round(self.tail * 1000, 2),
+            f"{name}_per_second": round(rate), f"{name}_p99_ms": round(tail * 1000, 2),
             f"{name}_cpu_us": round(self._cpu[0] / self._answered * 1e6),
             f"{name}_valkey_cpu_us": round(self._cpu[1] / self._answered * 1e6),
         }  # fmt: skip
@@ -219,12 +219,12 @@ def measure(seconds: float, connections: int) -> dict[str, Any]:
                 pipe.send("stop")
                 process.join(5)
             valkey.kill9()
-    bare_case, admission = cases["bare"], cases["admission"]
+    rate_ratio, p99_ratio = cases["admission"].ratios(cases["bare"])
     return {
         "connections": connections, "cores": os.cpu_count(), "load_before": round(load, 2),
         **{key: value for name, case in cases.items() for key, value in case.figures(name).items()},
-        "rate_ratio": round(admission.rate / bare_case.rate, 3),
-        "p99_ratio": round(admission.tail / bare_case.tail, 2),
+        "rate_ratio": round(rate_ratio, 3),
+        "p99_ratio": round(p99_ratio, 2),
     }  # fmt: skip
 
 
@@ -235,7 +235,7 @@ def _cpu_seconds(pid: int | None) -> float:
 
 
 def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
     connections = int(sys.argv[2]) if len(sys.argv) > 2 else 32
     print(json.dumps(measure(seconds, connections), indent=2))
 
