@@ -27,6 +27,9 @@ SETTLE_US: Final = 5_000_000
 """Charges stay so far behind: what ends is told with the node's delay, and need not be taken back then."""
 STALE_US: Final = 120_000_000
 """How long the API server may be silent before a round fails."""
+HEARD_US: Final = 60_000_000
+"""What is new is listed within so long, or the watch has ended: if not, the API server may be out of reach unnoticed,
+and nothing is concluded from what is not listed."""
 _USAGE_US: Final = 60_000_000
 JOBS_SECONDS: Final = 2.0
 """How long a round waits for what the platform says of pods that look like those of its jobs."""
@@ -133,7 +136,7 @@ class KubernetesSource:
             pending_holds=self._pods.waiting_holds(),
             pending=self._pods.waiting(),
             examples=unbillable.examples,
-            lists_waiting=self._pods.complete,
+            lists_waiting=self._pods.complete and self._is_heard(now),
         )
 
     def versions(self) -> dict[str, str]:
@@ -194,6 +197,9 @@ class KubernetesSource:
                 )
             true_us = min(true_us, heard_us)
         return true_us
+
+    def _is_heard(self, now: int) -> bool:
+        return all(one.heard_us is not None and now - one.heard_us <= HEARD_US for one in self._reflectors)
 
     async def _ask_about_jobs(self, jobs: PlatformJobs, now: int) -> None:
         """Take what the platform says of pods that may be of its jobs; it may answer later than this round."""

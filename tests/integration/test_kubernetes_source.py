@@ -212,6 +212,22 @@ async def test_an_api_server_that_is_silent_for_long_fails_the_round():
         assert (await fetched(kubernetes, lambda s: s.taken_us == time.us)).workloads
 
 
+async def test_a_watch_that_is_silent_for_too_long_proves_nothing_about_what_waits():
+    """A connection may be dead for a while before that shows; who was let in meanwhile is not listed."""
+    api, time = KubeApi(), Time()
+    async with source(api, time) as kubernetes:
+        await kubernetes.fetch(None)
+        await until(lambda: api.watchers == 3)
+        time.us = T0 + MINUTE
+        assert (await kubernetes.fetch(None)).lists_waiting
+        time.us += 6 * SECOND
+        snapshot = await kubernetes.fetch(None)
+        assert (snapshot.lists_waiting, snapshot.complete, snapshot.taken_us) == (False, True, time.us)
+        for plural in ("namespaces", "pods", "persistentvolumeclaims"):
+            await api.tell_bookmark(plural)
+        await fetched(kubernetes, lambda s: s.lists_waiting is True)
+
+
 async def test_a_first_list_that_does_not_come_fails_the_round_with_its_reason():
     api, time = KubeApi(), Time()
     api.faults.add(Fault("/pods", 403, times=10**6))
