@@ -91,7 +91,7 @@ class KubernetesApi:
         as the last part of the path.
         """
         await self._check_caller(request)
-        data = await read_bytes(request, BODY_MAX)
+        data = await _read(request)
         until = self._desk.until(request.get(WAITED, 0.0))
         uid = ""
         try:
@@ -198,6 +198,14 @@ class KubernetesApi:
                 "bearer, or in the path /k8s/admission/CLUSTER/TOKEN.",
                 CHALLENGE,
             )  # fmt: skip
+
+
+async def _read(request: web.Request) -> bytes:
+    """The body. Raises: Problem 400 for a larger one than an API server sends: such are no reviews."""
+    try:
+        return await read_bytes(request, BODY_MAX)
+    except Problem as error:
+        raise Problem(400, "not_a_review", error.detail, error.headers) from None
 
 
 def _json(body: bytes) -> web.Response:

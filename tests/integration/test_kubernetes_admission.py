@@ -483,7 +483,8 @@ async def test_three_megabytes_are_read_and_more_is_not(hook: Webhook) -> None:
     big["metadata"]["annotations"] = {"big": "x" * (3 * 1024 * 1024 - 4096)}
     assert (await hook.ask(review(big)))["allowed"]
     status, problem = await hook.post(b" " * (4 * 1024 * 1024))
-    assert (status, problem["code"]) == (413, "too_large")
+    assert (status, problem["code"]) == (400, "not_a_review")
+    assert "larger than" in problem["detail"]
 
 
 @asynccontextmanager
