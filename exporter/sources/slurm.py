@@ -6,11 +6,11 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from config.slurm_rules import ASSOCIATIONS_COMMAND, needs_tree, parse_parents
+from config.slurm_rules import ASSOCIATIONS_COMMAND, needs_tree, owner_of, parse_parents
 from config.sources import SlurmSource as Settings
 from exporter.sources.base import SourceError
 from exporter.sources.command import run_command
@@ -20,6 +20,7 @@ from exporter.sources.slurm_parse import SACCT_DELIMITER, SACCT_FIELDS, parse_sa
 from exporter.sources.slurm_run import JobRun, Phase, observe
 from exporter.sources.uncharged import Uncharged
 from ledger.clock import Clock, now_us
+from ledger.hold_ids import org_of_hold
 from ledger.model import Snapshot
 
 _log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class SlurmSource:
                 unbillable.update(await self._add_finished(found, taken_us, ask_us))
             complete = complete and self._watch.whole(taken_us)
             if needs_tree(self._settings.rules):
-                await self._read_tree(taken_us, {run.account for run in found.values()}, cluster.name)
+                await self._read_tree(taken_us, {run.account for run in (*found.values(), *runs)}, cluster.name)
         workloads = []
         for run in found.values():
             try:
@@ -84,14 +85,23 @@ class SlurmSource:
             except Unbillable as verdict:
                 unbillable.add(verdict.reason, f"job {run.job_id} of account {run.account}, partition {run.partition}")
                 complete = complete and run.phase is Phase.ENDED
-        holds = frozenset(run.hold_id for run in runs if run.phase is Phase.PENDING and run.hold_id)
+        waiting = [run for run in runs if run.phase is Phase.PENDING]
+        holds = frozenset(run.hold_id for run in waiting if run.hold_id)
         return Snapshot(
             self.name, self.cluster, taken_us, workloads, complete, unbillable, holds, unbillable.examples,
-            lists_waiting=malformed == 0,
+            frozenset(self._unnamed(waiting)), lists_waiting=malformed == 0,
         )  # fmt: skip
 
     async def close(self) -> None:
         """Nothing is kept open between two fetches."""
+
+    def _unnamed(self, waiting: Sequence[JobRun]) -> Iterator[tuple[str, str]]:
+        """(org, id) of jobs whose comment does not name the hold that they may have: they were let in unchecked, or
+        came to another org, and the hook, asked about a change, cannot write there."""
+        for run in waiting:
+            owner = owner_of(run.account, self._settings.rules, self._parents)
+            if owner is not None and (run.hold_id is None or org_of_hold(run.hold_id, owner[:1]) != owner[0]):
+                yield owner[0], str(run.job_id)
 
     async def _add_finished(self, found: dict[tuple[int, int], JobRun], taken_us: int, ask_us: int) -> Counter[str]:
         """Put runs that accounting knows to have ended beside those of squeue, which knows better where both do."""
