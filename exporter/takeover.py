@@ -14,6 +14,7 @@ Whoever opens a run therefore read the org's state before the claim that allows 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import msgspec
@@ -26,7 +27,7 @@ from ledger.model import Observation, Snapshot
 from ledger.money import COST_DENOMINATOR
 from ledger.org_state import OrgState
 from ledger.plan import Plan
-from ledger.runs import GONE, Run, RunKey, cumulative, key_of
+from ledger.runs import Run, RunKey, cumulative, key_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class TakeoverDesk:
                 claim, former = claims.get(key), known.get(key)
                 if claim is None and former is None:
                     fresh[key] = None, Claim(org)
-                elif claim is not None and _is_unopened(claim, org, former):
+                elif claim is not None and _is_unopened(claim, former):
                     change = await self._take_over(work, org, claim, by_key[key], snapshot, lines)
                     if change is None:
                         del by_key[key]  # it stays with the org that was charged for it
@@ -86,8 +87,11 @@ class TakeoverDesk:
                 elif former is not None:
                     self._meter.matcher.know_closed(former, lines, await self._books.row(org, former.row))
                     part.changed.append((former, by_key.pop(key)))
-                    if claim is not None:
-                        wanted[key] = Takeover(claim, _renewed(claim, org, former, snapshot.taken_us))
+                    if claim is not None and claim.org != org:  # this org went on just before its fence
+                        formers = tuple(name for name in (claim.org, *claim.formers) if name != org)
+                        wanted[key] = Takeover(claim, dataclasses.replace(claim, org=org, formers=formers))
+                    elif claim is not None and claim.formers:
+                        wanted[key] = Takeover(claim, claim)
             for key in await charging.claim(cluster, fresh):
                 del by_key[key]
                 found.contested.add(org)
@@ -189,7 +193,7 @@ class TakeoverDesk:
             if run is not None:
                 return name, run, True
             run = (await self._charging.find_ended(name, self._meter.cluster, [key])).get(key)
-            if run is None or _is_unopened(claim, name, run):
+            if run is None or _is_unopened(claim, run):
                 continue
             row = await self._books.row(name, run.row)
             run.line = lines(row.kind, row.resource, row.app, run.bills_app)
@@ -197,22 +201,6 @@ class TakeoverDesk:
         return claim.org, None, False
 
 
-def _is_unopened(claim: Claim, org: str, last: Run | None) -> bool:
+def _is_unopened(claim: Claim, last: Run | None) -> bool:
     """Whether an org was not charged yet since the claim, `last` being what it was charged for before, if anything."""
-    if last is None or last.until_us < claim.since_us:
-        return True
-    return last.until_us == claim.since_us and (org != claim.org or bool(claim.formers))
-
-
-def _renewed(claim: Claim, org: str, last: Run, taken: int) -> Claim:
-    """The claim of an org that goes on with what it was charged for last.
-
-    An exporter that moved the run out, and did not say so yet, must not find the claim that it went by.
-    """
-    if claim.org != org:  # it went on just before its fence
-        formers = tuple(former for former in (claim.org, *claim.formers) if former != org)
-        return Claim(org, claim.since_us, claim.carry, claim.leg, formers)
-    if last.state == GONE and claim.since_us < last.until_us <= taken:
-        cost, _ = last.cumulative(last.until_us)
-        return Claim(org, last.until_us, cost % COST_DENOMINATOR, last.leg + 1, claim.formers)
-    return claim
+    return last is None or last.until_us <= claim.since_us
