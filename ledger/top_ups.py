@@ -117,9 +117,7 @@ class TopUps:
             text(found.get("terms_rev")) or "0",
         )
 
-    async def put(
-        self, org: str, terms: Terms, address: str | None = None, *, if_revision: str | None = None
-    ) -> TopUp:
+    async def put(self, org: str, terms: Terms, address: str | None = None, *, if_revision: str | None = None) -> TopUp:
         """Set the terms; a pause ends. `if_revision`: only if they still are of this revision (`*`: any).
 
         Raises: InvalidRequest, Changed, LedgerUnavailable (retry is safe).
