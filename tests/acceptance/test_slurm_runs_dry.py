@@ -184,3 +184,22 @@ def test_a_waiting_job_keeps_its_hold_until_it_starts(site: Site) -> None:
     (run,) = lab.wait_recorded(job)
     site.wait_charged("hooli", {charge("group-3", "burner", run)})
     assert site.balance("hooli")["held"] == "0"
+
+
+def test_a_waiting_job_that_moves_to_another_org_keeps_its_hold_there(site: Site) -> None:
+    """The hook, asked about a change, cannot write the new hold's id into the job's comment."""
+    lab = site.slurm
+    for org in ("hooli", "globex"):
+        site.desk.ok("grant", org, "200")
+    before = Decimal(site.balance("globex")["held"])
+    job = lab.sbatch("alice", "lab3", "sleep 1", [*BURNER, "--hold"])
+    lab.run("scontrol", "update", f"jobid={job}", "account=lab2")
+    began = time.monotonic()
+    held = before + 10 * WINDOW_SECONDS
+    assert Decimal(site.balance("globex")["held"]) == held
+    wait_until("the hold in the former org is gone", lambda: site.balance("hooli")["held"] == "0", 30)
+    wait_until("a hold that nobody keeps would be gone", lambda: time.monotonic() > began + 2 * WINDOW_SECONDS + 2)
+    assert Decimal(site.balance("globex")["held"]) == held
+    lab.run("scontrol", "release", str(job))
+    lab.wait_recorded(job)
+    wait_until("its hold ends with it", lambda: Decimal(site.balance("globex")["held"]) == before, 30)
