@@ -95,8 +95,10 @@ class Matcher:
             run = state.runs.get(self.source, {}).get(key) if state else None
             if run is None:
                 run = self.closed.get((org, key))
-            if run is None and state is not None:
-                run = self._adopt(state, key)
+            if run is None and state is not None and (other := self.elsewhere(state, key)) is not None:
+                if snapshot.taken_us < self.charged_until(state, other):
+                    continue  # an older snapshot changes nothing that a newer one said
+                run = self.adopt(state, other)
             if run is None:
                 if not self._never_billable(observation):
                     work.setdefault(org, OrgWork()).new.append(observation)
@@ -124,18 +126,26 @@ class Matcher:
             return observation.kind != "storage"
         return ended is not None and (ended <= started or ended <= self.epoch_us)
 
-    def _adopt(self, state: OrgState, key: RunKey) -> Run | None:
-        """Take over a run from another source of the same cluster, which may be this one's former name."""
+    def elsewhere(self, state: OrgState, key: RunKey) -> Run | None:
+        """A run that goes on in another source of the same cluster, which may be this one's former name."""
         for source, runs in state.runs.items():
-            run = runs.get(key)
+            run = runs.get(key) if source != self.source else None
             if run is not None and run.cluster == self.cluster:
-                run.until_us = run.charged_until(state.marks.get(source))
-                run.state = PAUSED
-                run.observation = None
-                del runs[key]
-                state.latest.get(source, {}).pop(key[:2], None)
                 return run
         return None
+
+    def charged_until(self, state: OrgState, run: Run) -> int:
+        """Up to when a run is charged, whichever source it goes on in."""
+        return run.charged_until(state.marks.get(run.source))
+
+    def adopt(self, state: OrgState, run: Run) -> Run:
+        """Take over a run from another source of the same cluster."""
+        run.until_us = self.charged_until(state, run)
+        run.state = PAUSED
+        run.observation = None
+        del state.runs[run.source][run.key]
+        state.latest.get(run.source, {}).pop(run.key[:2], None)
+        return run
 
     def unwatch(self, run: Run) -> None:
         # Listed again, even just as before, it is to be looked at: it does not follow the mark any more.

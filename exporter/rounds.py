@@ -131,7 +131,7 @@ class Rounds:
     async def _let_go(self, org: str, seen: OrgState | None, work: OrgWork, going: _Going) -> bool:
         """Close the runs that belong to other orgs now. False: not all of them."""
         async with self.books.lock(org):
-            state = self.books.states[org]
+            state = await self.books.have(org)  # in doubt, if another source could not commit it meanwhile
             while work.moved:
                 part, work.moved = work.moved[:CHUNK], work.moved[CHUNK:]
                 if state is not seen or not await self._write(
@@ -144,7 +144,7 @@ class Rounds:
         """Write what is to be written of one org. False: it changed since it was seen, or is too large."""
         meter = self.meter
         async with self.books.lock(org):
-            state = self.books.states[org]
+            state = await self.books.have(org)
             if state is not seen:
                 return False
             while len(work.new) + len(work.changed) > CHUNK:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from exporter.rounds import Rounds
 from ledger import keys
 from ledger.errors import TooLarge
 from ledger.model import Observation, RatePlan, RateTable, Snapshot
@@ -72,3 +73,34 @@ async def test_nothing_of_it_is_charged_and_everybody_else_is(
         assert zeta.spent_micro == (clock[0] - T0) // 60  # a credit a minute
         report = await verify(bench_.ledger)
         assert report["ok"], report["differences"]
+
+
+class _OtherCluster:
+    name = "other"
+    cluster = "other"
+
+
+async def test_what_could_not_be_committed_leaves_no_gap_for_a_source_of_another_cluster(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sources share an org's state in memory: what one noted in it, and could not commit, is not there for others."""
+    clock = [T0 + MINUTE]
+    async with bench(valkey_url, clock, epoch=T0) as bench_:
+        for cluster in ("default", "other"):
+            await bench_.ledger.rates.publish(RatePlan(cluster, PLAN.steps))
+        other = Rounds(bench_.books, _OtherCluster(), hold_us=0)  # type: ignore[arg-type]
+        await take(bench_, clock[0], JOB)
+        charging = bench_.ledger.charging
+        hold_limits = charging.hold_limits
+
+        async def too_large_first(*arguments: Any) -> Any:
+            monkeypatch.undo()
+            with pytest.raises(TooLarge):
+                await take(bench_, T0 + 2 * MINUTE, JOB, *(replace(o, started_us=T0 + MINUTE) for o in jobs(5000)))
+            return await hold_limits(*arguments)
+
+        monkeypatch.setattr(charging, "hold_limits", too_large_first)
+        report = await other.take(Snapshot("other", "other", T0 + MINUTE, [replace(JOB, id="theirs")]), None)
+        assert not report.failed
+        await charging.load("acme")
+        assert (await verify(bench_.ledger))["ok"]

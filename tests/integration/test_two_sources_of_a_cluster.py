@@ -44,3 +44,16 @@ async def test_what_both_list_is_charged_once_and_the_rest_in_full(valkey_url: s
             assert {name: totals.get(name) for name in wanted} == wanted
         report = await verify(bench_.ledger)
         assert report["ok"], report["differences"]
+
+
+async def test_an_older_snapshot_of_the_other_takes_nothing_over(valkey_url: str) -> None:
+    clock = [T0]
+    async with bench(valkey_url, clock, epoch=T0) as bench_:
+        await bench_.ledger.rates.publish(PLAN)
+        other = Rounds(bench_.books, _Other(), hold_us=0)  # type: ignore[arg-type]
+        await bench_.take(Snapshot("test", "default", T0 + 20 * MINUTE, [seen("both")]))
+        assert not (await other.take(Snapshot("other", "default", T0 + 15 * MINUTE, [seen("both")]), None)).failed
+        await bench_.take(Snapshot("test", "default", T0 + 30 * MINUTE, [seen("both")]))
+        assert (await bench_.ledger.accounts.balance("acme")).spent_micro == 30 * CREDIT
+        report = await verify(bench_.ledger)
+        assert report["ok"], report["differences"]
