@@ -12,9 +12,10 @@ from exporter.meter import Meter
 from exporter.sources.base import Source
 from exporter.takeover import TakeoverDesk
 from ledger.errors import LedgerUnavailable, TooLarge
-from ledger.model import Snapshot
+from ledger.model import Observation, Snapshot
 from ledger.org_state import OrgState
 from ledger.plan import Plan
+from ledger.runs import Run
 
 log = logging.getLogger(__name__)
 CHUNK = 5000
@@ -134,9 +135,10 @@ class Rounds:
             state = await self.books.have(org)  # in doubt, if another source could not commit it meanwhile
             while work.moved:
                 part, work.moved = work.moved[:CHUNK], work.moved[CHUNK:]
-                if state is not seen or not await self._write(
-                    self.meter.let_go(state, part, going.snapshot), state, going
-                ):
+                if state is not seen:
+                    return False
+                self._adopt(state, part)
+                if not await self._write(self.meter.let_go(state, part, going.snapshot), state, going):
                     return False
         return True
 
@@ -147,6 +149,7 @@ class Rounds:
             state = await self.books.have(org)
             if state is not seen:
                 return False
+            self._adopt(state, work.changed)
             while len(work.new) + len(work.changed) > CHUNK:
                 part = OrgWork(
                     changed=work.changed[:CHUNK], new=work.new[:CHUNK], origins=work.origins, former=work.former,
@@ -156,6 +159,12 @@ class Rounds:
                 if not await self._write(meter.partial(state, part, going.snapshot, going.lines), state, going):
                     return False
             return await self._write(meter.plan(state, work, going.snapshot, going.lines), state, going)
+
+    def _adopt(self, state: OrgState, found: list[tuple[Run, Observation]]) -> None:
+        """Take runs from other sources of the cluster; only once it is sure that `state` is what they were found in."""
+        for run, _ in found:
+            if run.source != self.meter.source and state.runs.get(run.source, {}).get(run.key) is run:
+                self.meter.matcher.adopt(state, run)
 
     async def _write(self, plan: Plan, state: OrgState, going: _Going) -> bool:
         if plan.is_empty():

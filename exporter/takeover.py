@@ -162,12 +162,13 @@ class TakeoverDesk:
         if run is None:  # claimed, but never charged
             formers = (claim.org, *claim.formers)
             origin = Origin(claim.since_us, claim.carry, claim.leg)
-        elif observation.ended_us is not None and name == claim.org:
-            work.setdefault(name, OrgWork()).changed.append((run, msgspec.structs.replace(observation, org=name)))
-            return None
         else:
-            at = run.charged_until((await self._books.have(name)).marks.get(self._meter.source))
+            at = self._meter.matcher.charged_until(await self._books.have(name), run)
             if taken < at:
+                return None
+            if observation.ended_us is not None and name == claim.org:
+                ended_there = msgspec.structs.replace(observation, org=name)
+                work.setdefault(name, OrgWork()).changed.append((run, ended_there))
                 return None
             ended, suspended = run.ended_us, run.suspended
             if is_open:
@@ -189,7 +190,8 @@ class TakeoverDesk:
         for name in (claim.org, *claim.formers):
             if name == org:
                 continue
-            run = (await self._books.have(name)).runs.get(self._meter.source, {}).get(key)
+            state = await self._books.have(name)
+            run = state.runs.get(self._meter.source, {}).get(key) or self._meter.matcher.elsewhere(state, key)
             if run is not None:
                 return name, run, True
             run = (await self._charging.find_ended(name, self._meter.cluster, [key])).get(key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from exporter.rounds import Rounds
@@ -22,9 +24,9 @@ class _Other:
     cluster = "default"
 
 
-def seen(name: str) -> Observation:
+def seen(name: str, org: str = "acme", ended: int | None = None) -> Observation:
     """A new object each time, as sources make them; what it replaces may leave it its place in memory."""
-    return Observation(name, "job", "acme", "", "", "p", "", T0)
+    return Observation(name, "job", org, "", "", "p", "", T0, ended)
 
 
 async def test_what_both_list_is_charged_once_and_the_rest_in_full(valkey_url: str) -> None:
@@ -55,5 +57,33 @@ async def test_an_older_snapshot_of_the_other_takes_nothing_over(valkey_url: str
         assert not (await other.take(Snapshot("other", "default", T0 + 15 * MINUTE, [seen("both")]), None)).failed
         await bench_.take(Snapshot("test", "default", T0 + 30 * MINUTE, [seen("both")]))
         assert (await bench_.ledger.accounts.balance("acme")).spent_micro == 30 * CREDIT
+        report = await verify(bench_.ledger)
+        assert report["ok"], report["differences"]
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["beside", "renamed"])
+@pytest.mark.parametrize("is_over", [False, True], ids=["runs", "over"])
+async def test_what_the_other_lists_in_another_org_is_charged_once(
+    is_over: bool, restarts: bool, valkey_url: str
+) -> None:
+    clock = [T0]
+    async with bench(valkey_url, clock, epoch=T0) as bench_:
+        await bench_.ledger.rates.publish(PLAN)
+        await bench_.take(Snapshot("test", "default", T0 + 10 * MINUTE, [seen("both")]))
+        if restarts:
+            bench_.restart()
+        other = Rounds(bench_.books, _Other(), hold_us=0)  # type: ignore[arg-type]
+        ended = T0 + 15 * MINUTE if is_over else None
+        since = None
+        for minute in (5, 20, 30):  # the first one is older than what is charged already
+            shot = Snapshot(
+                "other", "default", T0 + minute * MINUTE, [seen("both", "beta", ended if minute > 5 else None)]
+            )
+            assert not (await other.take(shot, since)).failed
+            since = shot.taken_us
+        spent = Counter[str]()
+        for (org, *_), micro in (await bench_.buckets()).items():
+            spent[org] += micro
+        assert spent == ({"acme": 15 * CREDIT} if is_over else {"acme": 20 * CREDIT, "beta": 10 * CREDIT})
         report = await verify(bench_.ledger)
         assert report["ok"], report["differences"]
