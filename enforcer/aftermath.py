@@ -56,6 +56,8 @@ class Aftermath:
             self._let_through[item.request.org] += item.required_micro
         self._releases: deque[_Release] = deque()
         self._late: deque[tuple[float, _Release]] = deque()  # by when, the earliest first
+        self._unwanted: set[str] = set()
+        """Holds that are to be released, and were not given to somebody since."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
@@ -90,7 +92,12 @@ class Aftermath:
 
     def release(self, org: str, hold_id: str, *, may_come: bool = False) -> None:
         """End a hold that may have been made for a request which was refused, or (`may_come`) may still be."""
+        self._unwanted.add(hold_id)
         self._put(self._releases, _Release(org, hold_id, may_come))
+
+    def given(self, hold_id: str) -> None:
+        """Who was refused asked for the same work again and was given this hold, which had been made late: it stays."""
+        self._unwanted.discard(hold_id)
 
     def lost(self) -> None:
         """The ledger did not answer."""
@@ -119,7 +126,9 @@ class Aftermath:
 
     def _put(self, queue: deque[Any], item: Any) -> None:
         if len(queue) >= QUEUE_MAX:
-            queue.popleft()
+            dropped = queue.popleft()
+            if isinstance(dropped, _Release):
+                self._unwanted.discard(dropped.hold_id)
             self.dropped += 1
             if self.dropped % 1000 == 1:
                 log.error("more left to write than fits in memory: %d entries were dropped", self.dropped)
@@ -174,10 +183,14 @@ class Aftermath:
         self._metrics.pending.set(0)
 
     async def _release(self, item: _Release) -> None:
+        if item.hold_id not in self._unwanted:
+            return
         released = await self._ledger.admissions.release(item.org, item.hold_id)
         if released is None and item.may_come and len(self._late) < QUEUE_MAX:
             again = asyncio.get_running_loop().time() + _LATE_SECONDS
             self._late.append((again, _Release(item.org, item.hold_id, False)))
+        else:
+            self._unwanted.discard(item.hold_id)
 
     async def _catch_up(self, item: LetThrough) -> None:
         """The hold of what was let through and does not run yet, and its entry; both may be there already."""

@@ -201,10 +201,13 @@ class Desk:
                 self.aftermath.release(request.org, answer[3].decode())
 
         try:
-            return await self._within(until, self.ledger.admissions.admit(request, self.terms, answered_late))
+            decision = await self._within(until, self.ledger.admissions.admit(request, self.terms, answered_late))
         except (LedgerUnavailable, TimeoutError) as error:
             self._missed(error, start)
             return await self._without_ledger(request, who, via, start, until, was_asked=True)
+        if decision.replayed and decision.hold_id:
+            self.aftermath.given(decision.hold_id)
+        return decision
 
     async def _without_ledger(
         self, request: AdmissionRequest, who: str, via: str, start: float, until: float | None, *, was_asked: bool

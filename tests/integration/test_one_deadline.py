@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from msgspec.structs import replace
 
 from config.settings import AdmissionSettings, EnforcerSettings, Settings
 from config.slurm_rules import AccountRule
@@ -317,6 +318,32 @@ async def test_a_hold_that_is_made_long_after_it_was_given_back_ends(
         async with asyncio.timeout(10):
             while await here.held() != 0:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
+
+
+async def test_a_hold_that_was_made_late_stays_with_who_asked_again_and_got_it(
+    make_server: Callable[..., ServerProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found by the id of the work, before or after it was to be released."""
+    monkeypatch.setattr("enforcer.aftermath._LATE_SECONDS", 1.0)
+    async with enforcing(make_server(), tmp_path) as here:
+        request = AdmissionRequest(
+            cluster="c", org="acme", preset="small", workload_id="job-7", hold_id=new_hold_id("acme")
+        )
+        other = AdmissionRequest(cluster="c", org="acme", preset="small", hold_id=new_hold_id("acme"))
+        with here.stalled():
+            await asyncio.gather(*(here.desk.decide(one, who="test", via="test") for one in (request, other)))
+        await here.back()
+        admissions = here.desk.ledger.admissions
+        for one in (request, other):
+            await admissions.release("acme", one.hold_id)
+            assert (await admissions.admit(one)).hold_id == one.hold_id
+        again = await here.desk.decide(replace(request, hold_id=""), who="test", via="test")
+        assert (again.allowed, again.hold_id) == (True, request.hold_id)
+        async with asyncio.timeout(10):
+            while here.desk.aftermath._unwanted:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert await admissions.release("acme", other.hold_id) is None
+        assert await admissions.release("acme", request.hold_id) == CREDIT
 
 
 @pytest.mark.usefixtures("looked_up_each_time")
