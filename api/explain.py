@@ -9,9 +9,16 @@ from typing import Any, Final
 from msgspec import inspect
 
 _UNKNOWN: Final = re.compile(r"unknown field `(.*)`", re.DOTALL)
+_MISSING: Final = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
+_TYPES: Final = re.compile(r"Expected `([a-z |]+)`, got `([a-z]+)`")
 _WHERE: Final = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 _STEP: Final = re.compile(r"([^.\[\]]+)|(\[[^\]]*\])")
 _SHOWN: Final = 80
+_JSON: Final = {
+    "str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false", "object": "an object",
+    "array": "a list",
+}  # fmt: skip
+"""The decoder's names of types -> what JSON's are to people."""
 
 
 def explain(message: str, kind: type) -> str:
@@ -25,6 +32,13 @@ def explain(message: str, kind: type) -> str:
         near = get_close_matches(unknown[1][:_SHOWN], known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         return f"{unknown[1][:_SHOWN]!r} is not a field of {place or 'this'}; {hint}"
+    missing = _MISSING.fullmatch(wrong)
+    if missing is not None:
+        return f"{place}.{missing[1]}: is needed" if place else f"{missing[1]}: is needed"
+    types = _TYPES.fullmatch(wrong)
+    if types is not None:
+        expected = " or ".join(_JSON.get(one, one) for one in types[1].split(" | "))
+        return f"{place or 'the body'}: expected {expected}, not {_JSON.get(types[2], types[2])}"
     return f"{place}: {wrong}" if place else wrong
 
 

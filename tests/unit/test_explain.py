@@ -30,9 +30,11 @@ class Outer(msgspec.Struct, forbid_unknown_fields=True):
         ('{"zzz": "1"}', "'zzz' is not a field of this; known are credits, from, only, many"),
         ('{"credits": "1", "only": {"preset": []}}', "'preset' is not a field of only; did you mean 'presets'?"),
         ('{"credits": "1", "many": [{}, {"zzz": 1}]}', "'zzz' is not a field of many[1]; known are presets, clusters"),
-        ('{"credits": 1}', "credits: Expected `str`, got `int`"),
-        ('{"credits": "1", "only": {"presets": [1]}}', "only.presets[0]: Expected `str`, got `int`"),
-        ("{}", "Object missing required field `credits`"),
+        ('{"credits": 1}', "credits: expected a text, not a whole number"),
+        ('{"credits": "1", "only": {"presets": [1]}}', "only.presets[0]: expected a text, not a whole number"),
+        ('{"credits": "1", "only": 5}', "only: expected an object or null, not a whole number"),
+        ("{}", "credits: is needed"),
+        ("[]", "the body: expected an object, not a list"),
     ],
 )
 def test_the_field_and_what_would_be_right(body: str, words: str) -> None:
