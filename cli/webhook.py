@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import click
@@ -14,6 +15,8 @@ from cli.output import print_json
 if TYPE_CHECKING:
     from config.settings import Settings
     from config.sources import KubernetesSource
+
+_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 @click.group(cls=Group)
@@ -48,7 +51,7 @@ def webhook_make(
 
     import yaml
 
-    from enforcer.admission.webhook_config import make_pair, webhook_configuration
+    from enforcer.admission.webhook_config import check_pair, make_pair, webhook_configuration
 
     given = settings()
     source = _source(given, cluster)
@@ -65,7 +68,9 @@ def webhook_make(
             return secret
 
     is_there = cert.exists() and key.exists()
-    if not is_there:
+    if is_there:
+        check_pair(cert, hosts[0])
+    else:
         make_pair(directory, hosts)
     text = webhook_configuration(
         source, cert.read_bytes(), token=asyncio.run(work()), url=url, service=place, fail_open=fail_open,
@@ -113,6 +118,9 @@ def _place(service: str | None, namespace: str | None, url: str | None) -> tuple
         return None, [host]
     if not service or not namespace:
         raise click.UsageError("say where the enforcer is reached: --service and --namespace, or --url")
+    for option, given in (("--service", service), ("--namespace", namespace)):
+        if _LABEL.fullmatch(given) is None:
+            raise click.UsageError(f"{option} {given!r}: a name of Kubernetes has only a-z, 0-9 and - inside")
     name = f"{service}.{namespace}"
     return (namespace, service), [f"{name}.svc", f"{name}.svc.cluster.local", name, service]
 

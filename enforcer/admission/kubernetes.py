@@ -179,7 +179,9 @@ class KubernetesApi:
         if cluster is None and len(self._sources) == 1:
             return next(iter(self._sources.values()))
         if cluster not in self._sources:
-            raise NotAReview(f"The path names no cluster of: {', '.join(sorted(self._sources))}")
+            known = ", ".join(sorted(self._sources))
+            said = f"There is no cluster {cluster:.100} here" if cluster else "The path names no cluster"
+            raise NotAReview(f"{said}: /k8s/admission/CLUSTER is for one of {known}.")
         return self._sources[cluster]
 
     async def _check_caller(self, request: web.Request) -> None:

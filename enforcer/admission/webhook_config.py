@@ -41,13 +41,27 @@ def make_pair(directory: Path, hosts: Sequence[str]) -> tuple[Path, Path]:
         "-subj", f"/CN={hosts[0][:64]}", "-addext", f"subjectAltName={','.join(_alternative(host) for host in hosts)}",
         "-addext", "extendedKeyUsage=serverAuth", "-keyout", str(key), "-out", str(cert),
     ]  # fmt: skip
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InvalidRequest(f"openssl makes the pair, and cannot be run: {error}") from error
+    done = _openssl(command)
     if done.returncode != 0:
         raise InvalidRequest(f"openssl cannot make the pair: {done.stderr.strip()[-300:]}")
     return cert, key
+
+
+def check_pair(cert: Path, host: str) -> None:
+    """Raises: InvalidRequest where a certificate is not for this name or address: no API server would take it."""
+    check = "-checkip" if _alternative(host).startswith("IP:") else "-checkhost"
+    done = _openssl(["openssl", "x509", "-in", str(cert), "-noout", check, host])
+    if done.returncode != 0:
+        raise InvalidRequest(f"{cert} is no certificate: {done.stderr.strip()[-300:]}")
+    if "does match" not in done.stdout:
+        raise InvalidRequest(f"{cert} is not for {host}; move it and its key away or choose another directory")
+
+
+def _openssl(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InvalidRequest(f"openssl makes and checks the pair, and cannot be run: {error}") from error
 
 
 def webhook_configuration(
@@ -99,7 +113,14 @@ def webhook_configuration(
         "metadata": {"name": "apolo-credits"},
         "webhooks": webhooks,
     }
-    return yaml.safe_dump(document, sort_keys=False)
+    return yaml.dump(document, Dumper=_Plain, sort_keys=False)
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes out what is there twice, for those who read it before they apply it."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _alternative(host: str) -> str:

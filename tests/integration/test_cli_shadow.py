@@ -147,6 +147,8 @@ def test_a_webhook_behind_a_service(lab: Lab) -> None:
     again, _ = lab.json(*service, "--fail-open")["configuration"]["webhooks"]
     assert (again["clientConfig"], again["failurePolicy"]) == (hook["clientConfig"], "Ignore")
     assert (lab.directory / "tls/tls.crt").read_bytes() == pair
+    other = lab.run("webhook", "make", "--dir", "tls", "--service", "enforcer", "--namespace", "other")
+    assert (other.returncode, "tls.crt is not for enforcer.other.svc; move" in other.stderr) == (2, True)
     assert lab.json("token", "list") == []
     (lab.directory / "tls/tls.crt").unlink()
     left = lab.run(*service)
@@ -158,7 +160,7 @@ def test_a_webhook_behind_a_service(lab: Lab) -> None:
     [
         (), ("--service", "s"), ("--url", "http://h"), ("--url", "https://h/x"), ("--url", "https://u@h"),
         ("--url", "https://h:x"), ("--url", "https://h", "--service", "s", "--namespace", "n"),
-        ("--url", "https://h", "--cluster", "defualt"),
+        ("--url", "https://h", "--cluster", "defualt"), ("--service", "Bad Name", "--namespace", "n"),
     ],
 )  # fmt: skip
 def test_a_webhook_that_cannot_be(tmp_path: Path, arguments: tuple[str, ...]) -> None:
