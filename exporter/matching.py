@@ -54,12 +54,14 @@ class Matcher:
         self.closed: dict[tuple[str, RunKey], Run] = {}
         self._by_object: dict[int, Run] = {}
         self._over: set[tuple[str, RunKey]] = set()
+        self._stays: dict[tuple[str, RunKey], tuple[Observation, str]] = {}
 
     def forget(self, org: str) -> None:
         """Drop what is remembered of an org's runs, before or after its state is read anew."""
         self._by_object = {k: run for k, run in self._by_object.items() if run.org != org}
         self.closed = {k: run for k, run in self.closed.items() if k[0] != org}
         self._over = {k for k in self._over if k[0] != org}
+        self._stays = {k: stays for k, stays in self._stays.items() if org not in (k[0], stays[1])}
 
     def forget_closed(self) -> None:
         """Drop what is remembered of runs that are over: their rate lines are out of date."""
@@ -70,17 +72,21 @@ class Matcher:
         run.line = lines(row.kind, row.resource, row.app, run.bills_app)
         self.closed[run.org, run.key] = run
 
-    def sort(self, snapshot: Snapshot, states: dict[str, OrgState], only: str | None = None) -> dict[str, OrgWork]:
+    def know_stays(self, observation: Observation, org: str) -> None:
+        """Remember what is over, and stays with the org that was charged for it although it is listed in another."""
+        self._stays[observation.org, key_of(observation)] = observation, org
+
+    def sort(self, snapshot: Snapshot, states: dict[str, OrgState]) -> dict[str, OrgWork]:
         """What of a snapshot is new or changed, by org; runs that go on are stamped as listed.
 
         `new` observations are of runs this meter does not know: the ledger may (see `know_closed`).
         """
-        if only is None:
-            self.round += 1
+        self.round += 1
         stamp = self.round
         by_object = self._by_object
         work: dict[str, OrgWork] = {}
         over: set[tuple[str, RunKey]] = set()
+        stays: dict[tuple[str, RunKey], tuple[Observation, str]] = {}
         for observation in snapshot.workloads:
             run = by_object.get(id(observation))
             # Else another source of the cluster took the run over, and this is a new object in an old one's place.
@@ -88,9 +94,11 @@ class Matcher:
                 run.stamp = stamp
                 continue
             org = observation.org
-            if only is not None and org != only:
-                continue
             key = key_of(observation)
+            known = self._stays.get((org, key))
+            if known is not None and known[0] == observation:
+                stays[org, key] = known
+                continue
             state = states.get(org)
             run = state.runs.get(self.source, {}).get(key) if state else None
             if run is None:
@@ -112,11 +120,10 @@ class Matcher:
                 self.watch(run, observation)
             else:
                 work.setdefault(org, OrgWork()).changed.append((run, observation))
-        if only is None:
-            self._over = over
-            self.closed = {k: run for k, run in self.closed.items() if run.stamp == stamp}
-            if len(by_object) > 2 * len(snapshot.workloads) + 1000:
-                self._by_object = {k: run for k, run in by_object.items() if run.stamp == stamp}
+        self._over, self._stays = over, stays
+        self.closed = {k: run for k, run in self.closed.items() if run.stamp == stamp}
+        if len(by_object) > 2 * len(snapshot.workloads) + 1000:
+            self._by_object = {k: run for k, run in by_object.items() if run.stamp == stamp}
         return work
 
     def _never_billable(self, observation: Observation) -> bool:

@@ -27,7 +27,7 @@ from ledger.model import Observation, Snapshot
 from ledger.money import COST_DENOMINATOR
 from ledger.org_state import OrgState
 from ledger.plan import Plan
-from ledger.runs import Run, RunKey, cumulative, key_of
+from ledger.runs import ENDED, Run, RunKey, cumulative, key_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class TakeoverDesk:
             by_key = {key_of(observation): observation for observation in part.new}
             known = await charging.find_ended(org, cluster, list(by_key))
             claims = await charging.find_claims(cluster, list(by_key))
+            elsewhere = await self._ended_elsewhere(org, claims, known)
             fresh: dict[RunKey, tuple[Claim | None, Claim]] = {}
             wanted: dict[RunKey, Takeover] = {}
             for key in list(by_key):
@@ -77,7 +78,7 @@ class TakeoverDesk:
                 if claim is None and former is None:
                     fresh[key] = None, Claim(org)
                 elif claim is not None and _is_unopened(claim, former):
-                    change = await self._take_over(work, org, claim, by_key[key], snapshot, lines)
+                    change = await self._take_over(work, org, claim, by_key[key], snapshot, lines, elsewhere)
                     if change is None:
                         del by_key[key]  # it stays with the org that was charged for it
                         continue
@@ -149,6 +150,7 @@ class TakeoverDesk:
         observation: Observation,
         snapshot: Snapshot,
         lines: Lines,
+        elsewhere: dict[tuple[str, RunKey], Run],
     ) -> tuple[Origin, Takeover] | None:
         """Where an org begins to be charged for what another org was charged for; None if it does not.
 
@@ -158,7 +160,7 @@ class TakeoverDesk:
         key, taken = key_of(observation), snapshot.taken_us
         if claim.since_us > taken:
             return None
-        name, run, is_open = await self._last_charged(org, claim, key, lines)
+        name, run, is_open = await self._last_charged(org, claim, key, lines, elsewhere)
         if run is None:  # claimed, but never charged
             formers = (claim.org, *claim.formers)
             origin = Origin(claim.since_us, claim.carry, claim.leg)
@@ -167,6 +169,9 @@ class TakeoverDesk:
             if taken < at:
                 return None
             if observation.ended_us is not None and name == claim.org:
+                if not is_open and _is_known_to_be_over(run, observation):
+                    self._meter.matcher.know_stays(observation, name)
+                    return None
                 ended_there = msgspec.structs.replace(observation, org=name)
                 work.setdefault(name, OrgWork()).changed.append((run, ended_there))
                 return None
@@ -182,7 +187,24 @@ class TakeoverDesk:
         after = Claim(org, origin.at, origin.carry, origin.leg, others)
         return origin, Takeover(claim, after, name if is_open else None)
 
-    async def _last_charged(self, org: str, claim: Claim, key: RunKey, lines: Lines) -> tuple[str, Run | None, bool]:
+    async def _ended_elsewhere(
+        self, org: str, claims: dict[RunKey, Claim], known: dict[RunKey, Run]
+    ) -> dict[tuple[str, RunKey], Run]:
+        """By org and key, what other orgs were charged for of what this org does not go on with."""
+        asked: dict[str, list[RunKey]] = {}
+        for key, claim in claims.items():
+            if _is_unopened(claim, known.get(key)):
+                for name in {claim.org, *claim.formers} - {org}:
+                    asked.setdefault(name, []).append(key)
+        found: dict[tuple[str, RunKey], Run] = {}
+        for name, keys in asked.items():
+            ended = await self._charging.find_ended(name, self._meter.cluster, keys)
+            found.update(((name, key), run) for key, run in ended.items())
+        return found
+
+    async def _last_charged(
+        self, org: str, claim: Claim, key: RunKey, lines: Lines, elsewhere: dict[tuple[str, RunKey], Run]
+    ) -> tuple[str, Run | None, bool]:
         """(other org, its run, is it open) that was charged last; the run is None where nobody was since the claim.
 
         That is the org of the claim; or, until it opened the run, one before it that went on just before its fence.
@@ -194,13 +216,18 @@ class TakeoverDesk:
             run = state.runs.get(self._meter.source, {}).get(key) or self._meter.matcher.elsewhere(state, key)
             if run is not None:
                 return name, run, True
-            run = (await self._charging.find_ended(name, self._meter.cluster, [key])).get(key)
+            run = elsewhere.get((name, key))
             if run is None or _is_unopened(claim, run):
                 continue
             row = await self._books.row(name, run.row)
             run.line = lines(row.kind, row.resource, row.app, run.bills_app)
             return name, run, False
         return claim.org, None, False
+
+
+def _is_known_to_be_over(run: Run, observation: Observation) -> bool:
+    """Whether an observation says nothing that is not charged already."""
+    return (run.state, run.ended_us, run.suspended) == (ENDED, observation.ended_us, observation.suspended)
 
 
 def _is_unopened(claim: Claim, last: Run | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from fractions import Fraction
 from math import floor
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -183,4 +184,37 @@ async def test_suspended_time_of_which_only_the_sum_is_known_is_not_charged(
                 bench_.restart()
         billed = sum(b - a for a, b in life.billable(polls[-1]))
         assert [floor(Fraction(NANO * billed, 1000 * HOUR)), 0] == (await _rows(bench_)).get(("acme", "x", "p"), [0, 0])
+        await _clean(bench_)
+
+
+async def test_what_is_over_and_listed_in_another_org_is_looked_up_once(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [T0 + 10 * HOUR]
+    job = Observation("job", "job", "acme", "x", "", "p", "", T0, T0 + HOUR)
+
+    def listed(org: str, at: int, ended: int = T0 + HOUR) -> Snapshot:
+        return Snapshot("test", "default", at, [replace(job, id=str(n), org=org, ended_us=ended) for n in range(50)])
+
+    async with bench(valkey_url, clock) as bench_:
+        await bench_.ledger.rates.publish(PLAN)
+        await bench_.take(listed("acme", T0 + 2 * HOUR))
+        charging = bench_.ledger.charging
+        asked: list[str] = []
+        find_ended = charging.find_ended
+
+        async def note(org: str, *arguments: Any) -> Any:
+            asked.append(org)
+            return await find_ended(org, *arguments)
+
+        monkeypatch.setattr(charging, "find_ended", note)
+        for hour in (3, 4, 5):
+            await bench_.take(listed("beta", T0 + hour * HOUR))
+        assert asked == ["beta", "acme"]
+        bench_.books.doubt(["acme"])
+        await bench_.take(listed("beta", T0 + 6 * HOUR))
+        assert asked == ["beta", "acme"] * 2
+        await bench_.take(listed("beta", T0 + 7 * HOUR, T0 + HOUR // 2))  # the scheduler corrects their ends
+        assert (await _rows(bench_))["acme", "x", "p"] == [50 * (NANO // 1000), 50 * (NANO // 1000 - NANO // 2000)]
+        assert not any(org == "beta" for org, *_ in await _rows(bench_))
         await _clean(bench_)
