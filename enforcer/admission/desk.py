@@ -197,8 +197,9 @@ class Desk:
             return await self._without_ledger(request, who, via, start, until, was_asked=False)
 
         def answered_late(answer: Any) -> None:
-            if answer[0] == b"ok" and answer[5] == b"new" and not self._may_pass:
-                self.aftermath.release(request.org, answer[3].decode())
+            is_its_own = answer[0] == b"ok" and answer[5] == b"new" and answer[3].decode() == request.hold_id
+            if is_its_own and not self._may_pass:  # one that was changed stays, for its job is still there
+                self.aftermath.release(request.org, request.hold_id)
 
         try:
             decision = await self._within(until, self.ledger.admissions.admit(request, self.terms, answered_late))

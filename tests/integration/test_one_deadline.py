@@ -346,6 +346,24 @@ async def test_a_hold_that_was_made_late_stays_with_who_asked_again_and_got_it(
         assert await admissions.release("acme", request.hold_id) == CREDIT
 
 
+async def test_a_change_that_is_made_after_its_answer_takes_no_hold_from_the_job_that_waits(
+    make_server: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    async with enforcing(make_server(), tmp_path) as here:
+        request = AdmissionRequest(cluster="c", org="acme", preset="small")
+        hold = (await here.desk.decide(request, who="test", via="test")).hold_id
+        with here.stalled():
+            change = replace(request, preset="gpu", replaces=hold, count=None)
+            assert not (await here.desk.decide(change, who="test", via="test")).allowed
+        await here.back()
+        async with asyncio.timeout(10):
+            while await here.held() != 10 * CREDIT:  # noqa: ASYNC110 - its answer comes
+                await asyncio.sleep(0.02)
+            while here.desk.aftermath._releases:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert await here.desk.ledger.admissions.release("acme", hold or "") == 10 * CREDIT
+
+
 @pytest.mark.usefixtures("looked_up_each_time")
 @pytest.mark.parametrize("flight_seconds", [5.0, 0.5])
 async def test_holds_that_are_made_after_the_answer_do_not_stay(
