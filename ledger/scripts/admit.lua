@@ -8,7 +8,7 @@
 --           id          of the hold to make
 --           record      JSON of the hold as it is to be stored
 --           workload    cluster US workload id, or '' when not known yet
---           replaces    id of the hold the work has already, or ''; the new one takes its place and its id
+--           replaces    id of the hold the work has already or had, or ''; the new one takes its place and its id
 --           owner       cluster US id of what the work is a part of, or ''; units of its hold pass to this one
 --           amount      micro-credits of one unit
 --           units       how many; 0: as many as the replaced hold has left
@@ -157,7 +157,7 @@ local function decide(request)
   local present = nil  -- the hold this very work has: it is replaced, so it counts as free
   if replaces ~= '' then
     present = read_hold(replaces)
-    name = present and replaces or id
+    name = replaces  -- also where that one has ended: it is what the scheduler knows the work's hold by
   end
   present = present or hold_of_workload(workload)
   local is_kept = units == 0

@@ -178,6 +178,18 @@ async def test_a_changed_job_keeps_its_hold_id_and_count(ledger: Ledger) -> None
     assert await adds_up(ledger) == 3 * CREDIT // 2
 
 
+async def test_a_changed_job_whose_hold_has_ended_is_held_under_its_id_again(ledger: Ledger) -> None:
+    """It is the id that the scheduler carries: by no other would the hold be found when the job waits or starts."""
+    await give(ledger, 10 * CREDIT)
+    first = await ledger.admissions.admit(job())
+    assert first.hold_id is not None
+    await ledger.admissions.release("acme", first.hold_id)
+    changed = job(count=None, replaces=first.hold_id)
+    assert (await ledger.admissions.admit(changed)).hold_id == first.hold_id
+    assert (await ledger.admissions.admit(changed)).replayed
+    assert await adds_up(ledger) == CREDIT
+
+
 async def test_the_hold_of_an_owner_passes_to_its_parts(ledger: Ledger) -> None:
     await give(ledger, 3 * CREDIT)
     owner = await ledger.admissions.admit(job(workload_id="owner", count=2))
