@@ -29,5 +29,5 @@ def set_up(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for library in ("apscheduler", "aiohttp", "asyncio", "watchfiles"):
+    for library in ("apscheduler", "aiohttp", "asyncio", "stripe", "watchfiles"):
         logging.getLogger(library).setLevel(logging.WARNING)

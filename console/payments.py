@@ -39,10 +39,11 @@ class Till:
         """
         terms = self.settings
         if not terms.sells(micro):
-            packages = "".join(f", {format_micro(p.credits_micro)}" for p in terms.packages)
+            packages = ", ".join(format_micro(p.credits_micro) for p in terms.packages)
             least, most = format_micro(terms.minimum_micro), format_micro(terms.maximum_micro)
             raise InvalidRequest(
-                f"credits: {format_micro(micro)} credits are not sold at once; from {least} to {most}{packages} are"
+                f"credits: {format_micro(micro)} are not sold at once; choose from {least} to {most}"
+                + (f", or a package of {packages}" if packages else "")
             )
         if await self.purchases.get(org, order_id_of(org, key)) is None:
             await self._check_unpaid(org)

@@ -220,6 +220,9 @@ class StripeProvider:
                 f"Stripe: {error.user_message or error}. It was deleted, or the secret key "
                 "here is of another account or mode (test, live)"
             ) from error
+        except stripe.APIConnectionError as error:
+            where = self._settings.api_base
+            raise ProviderUnavailable(f"Stripe cannot be reached at {where}: {_first_cause(error)}") from error
         except stripe.StripeError as error:
             raise ProviderUnavailable(f"Stripe: {error.user_message or error}") from error
         except Exception as error:  # the library stumbles over answers that are not Stripe's, as of a proxy
@@ -228,3 +231,10 @@ class StripeProvider:
 
 def _as(found: stripe.StripeObject, kind: type[T]) -> T:
     return msgspec.json.decode(json.dumps(found.to_dict(), default=str), type=kind)
+
+
+def _first_cause(error: BaseException) -> str:
+    # The library's own words are half a page about what a name that is not resolved may mean.
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return str(error) or type(error).__name__

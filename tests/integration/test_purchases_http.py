@@ -26,6 +26,7 @@ from config.values import Address, Secret
 from console.payments_api import PaymentsApi
 from console.provider import ProviderUnavailable
 from console.reconcile import Reconciler
+from console.stripe_provider import StripeProvider
 from enforcer.access import token_of
 from enforcer.app import build_app, enforcing
 from enforcer.metrics import PAYMENTS_REFUSED, EnforcerMetrics
@@ -35,6 +36,7 @@ from ledger.errors import LedgerUnavailable
 from ledger.purchases import order_id_of
 from ledger.store import Ledger
 from ledger.verify import verify
+from tests.servers import free_port
 from tests.shop import SETTINGS, T0, Shop, Stumbling, left_of, open_shop
 from tests.standins.faults import Fault
 from tests.standins.stripe_api import DECLINED_CARD, GOOD_CARD, KEY, SECRET, StripeApi
@@ -267,6 +269,15 @@ async def test_stripe_out_of_reach_costs_nothing_and_is_tried_again(shop: Shop) 
     order = await shop.buy()
     assert order["state"] == "open"
     assert len(shop.stripe.sessions) == 1
+
+
+async def test_a_stripe_that_is_not_there_is_said_in_one_line_and_with_its_address(shop: Shop) -> None:
+    where = f"http://127.0.0.1:{free_port()}"
+    provider = StripeProvider(replace(shop.till.settings, api_base=where))
+    with pytest.raises(ProviderUnavailable) as caught:
+        await provider.card_of("pi_1")
+    await provider.close()
+    assert str(caught.value) == f"Stripe cannot be reached at {where}: [Errno 111] Connection refused"
 
 
 async def test_the_answer_of_stripe_lost_on_its_way_makes_no_second_page(shop: Shop) -> None:
