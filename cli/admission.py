@@ -37,7 +37,9 @@ def _request_options(function: F) -> F:
 
 def _request(org: str, preset: str | None, asked: dict[str, Any]) -> AdmissionRequest:
     from ledger.admission import AdmissionRequest
+    from ledger.names import check_name
 
+    check_name("org", org)
     if not preset and not asked["app"]:
         raise click.UsageError("name a PRESET, or an --app with a rate of its own")
     seconds = asked.pop("max_runtime_seconds")

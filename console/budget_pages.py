@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from console import texts
-from console.budget_bars import budget_bars
+from console.budget_bars import PERIOD_WORDS, budget_bars
 from console.desk import Desk
 from console.pages import org_url
 from console.typed import typed_credits
@@ -71,7 +71,7 @@ class BudgetPages:
                 errors[field if field in values else ""] = rest if field in values else str(error)
         if errors:
             return await self._list(request, values, errors)
-        said = f"The budget of {_whose(values)} is {format_micro(micro)} credits, {_PERIOD_TITLES[values['period']]}."
+        said = f"The budget of {_whose(values)} is {format_micro(micro)} credits {PERIOD_WORDS[values['period']]}."
         return self._desk.pages.redirect(request, org_url(org, "budgets"), said)
 
     async def ask(self, request: web.Request) -> web.Response:

@@ -10,6 +10,7 @@ from aiohttp import web
 from console.desk import Desk
 from console.forms_once import new_key, note, read_form
 from console.pages import org_url
+from console.texts import credits_are
 from ledger.accounts import GrantRecord
 from ledger.corrections import CorrectionReceipt
 from ledger.errors import IdempotencyConflict, InvalidRequest
@@ -63,7 +64,7 @@ class CorrectPage:
 def _said(receipt: CorrectionReceipt) -> str:
     record = receipt.record
     taken = record.credits.startswith("-")
-    said = f"{record.credits.removeprefix('-')} credits are {'taken back' if taken else 'given'}."
+    said = f"{credits_are(record.credits.removeprefix('-'))} {'taken back' if taken else 'given'}."
     if record.overdraft != "0":
         said += f" {record.overdraft} of them were spent already and are overdrawn: the next grant pays them."
     return f"{said} That was done when this form was first sent, and not again." if receipt.replayed else said

@@ -11,7 +11,7 @@ from console.desk import Desk
 from console.forms_once import new_key, note, read_form
 from console.moments import read_moment, show_moment
 from console.pages import org_url
-from console.texts import when_text
+from console.texts import credits_are, when_text
 from ledger.accounts import GrantReceipt
 from ledger.clock import parse_time
 from ledger.errors import IdempotencyConflict, InvalidRequest
@@ -65,7 +65,7 @@ class GrantPage:
 
 def _said(org: str, receipt: GrantReceipt, zone: str) -> str:
     record = receipt.record
-    said = f"{record.credits} credits are granted to org {org:.100}"
+    said = f"{credits_are(record.credits)} granted to org {org:.100}"
     if record.presets or record.clusters:
         said += f", only for {only_text(record.presets, record.clusters):.200}"
     if parse_time(record.effective_at) > parse_time(record.granted_at):

@@ -145,3 +145,8 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "only": only_text,
     "segment": segment,
 }
+
+
+def credits_are(amount: str) -> str:
+    """How a sentence about an amount begins."""
+    return "1 credit is" if amount == "1" else f"{amount} credits are"

@@ -10,6 +10,7 @@ from aiohttp import web
 from console.desk import Desk
 from console.forms_once import new_key, note, read_form
 from console.pages import org_url
+from console.texts import credits_are
 from ledger.errors import IdempotencyConflict, Insufficient, InvalidRequest, UnknownOrg
 from ledger.names import NAME_MAX, is_name
 
@@ -37,7 +38,7 @@ class TransferPage:
                 receipt = await self._desk.ledger.transfers.transfer(
                     org, values["to"], micro, key=values["key"], reason=values["reason"], **self._desk.signed(request)
                 )
-                said = f"{receipt.record.credits} credits are moved to org {values['to']:.100}."
+                said = f"{credits_are(receipt.record.credits)} moved to org {values['to']:.100}."
                 if receipt.replayed:
                     said += " That was done when this form was first sent, and not again."
                 return self._desk.pages.redirect(request, org_url(org, "grants"), said)
