@@ -67,6 +67,9 @@ class Command(click.Command):
             if takes_amounts and error.option_name[1:2] in ".0123456789":
                 ctx.fail(f"credits are not below 0 here{self._below_zero}")
             raise
+        except click.BadOptionUsage as error:  # raised without saying of which command
+            error.ctx = error.ctx or ctx
+            raise
 
 
 class Group(click.Group):

@@ -6,8 +6,9 @@ Exit codes: 0 done, 1 no (refused, failed, differs), 2 wrong use (arguments, set
 from __future__ import annotations
 
 import os
+import re
 import sys
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 
@@ -30,6 +31,8 @@ from cli.base import Group, Options
 from ledger.errors import CreditsError, InvalidRequest
 
 INTERRUPTED = 130
+_NUMBERS: Final = {"integer": "a whole number", "float": "a number"}
+_NUMBER: Final = re.compile(r"(?<=is not )a valid (integer|float)(?: range)?$")
 
 
 @click.group(cls=Group, envvar="CREDITS_CONFIG", context_settings={"help_option_names": ["-h", "--help"]})
@@ -108,8 +111,8 @@ def _say(problem: object, code: int) -> int:
 
 
 def _on_one_line(message: str) -> str:
-    # Choices are listed below one another; here they go on.
-    message = " ".join(message.split()).rstrip(".")
+    # Choices are listed below one another; here they go on. Numbers are called what people call them.
+    message = _NUMBER.sub(lambda found: _NUMBERS[found[1]], " ".join(message.split()).rstrip("."))
     return message[:1].lower() + message[1:] if message[1:2].islower() else message
 
 
