@@ -58,7 +58,7 @@ class SourceRounds:
         self._clock = clock
         self._fetch_seconds = fetch_seconds
         self._waiting = WaitingHolds(
-            rounds.ledger.client, rounds.meter.hold_us, rounds.ledger.clock, source.cluster, source.name
+            rounds.ledger.client, rounds.meter.hold_us, rounds.ledger.given_clock, source.cluster, source.name
         )
         self._once = Once(f"Source {source.name}")
         self._task: asyncio.Task[None] | None = None

@@ -37,6 +37,8 @@ class Ledger:
     def __init__(self, client: Client, epoch_us: int, clock: Clock | None = None) -> None:
         self.client = client
         self.epoch_us = epoch_us
+        self.given_clock = clock
+        """Replaces this machine's and the server's in tests."""
         self.clock: Clock = clock or now_us
         self.scripts = Scripts(client)
         self.accounts = Accounts(client, self.scripts, clock)

@@ -52,14 +52,16 @@ class WaitingHolds:
     """Moves the expiry of holds. Remembers how far only to write seldom: twice in a hold's life, not in every round."""
 
     def __init__(
-        self, client: Client, window_us: int, clock: Clock = now_us, cluster: str = "", source: str = ""
+        self, client: Client, window_us: int, clock: Clock | None = None, cluster: str = "", source: str = ""
     ) -> None:
         """`window_us`: how long a hold that names no source lives on after its work was last seen waiting (one that
-        does: LISTED_US); 0: holds are not kept."""
+        does: LISTED_US); 0: holds are not kept. `clock` replaces this machine's and the server's in tests: holds
+        live by the server's, so that no other is to agree with it."""
         self._client: Any = client
-        self._keep = Script(client, "keep")
+        self._keep, self._unlisted = Script(client, "keep"), Script(client, "unlisted")
         self._window_us = window_us
-        self._clock = clock
+        self._given_clock = clock
+        self._clock: Clock = clock or now_us
         self._cluster = cluster
         self._source = source
         self._due: dict[str, int] = {}
@@ -84,11 +86,11 @@ class WaitingHolds:
             if org is not None:
                 by_org[org][hold] = hold
         await self._look_up(work, known, by_org, now)
-        untils = [str(now + self._window_us), str(now + max(self._window_us, LISTED_US))]
+        lives = [self._given(), str(self._window_us), str(max(self._window_us, LISTED_US))]
         for org, mine in by_org.items():
             script_keys = common_keys(keys.of_org(org))
             for part in _parts(list(mine), _SCRIPT_BATCH):
-                for hold, kind in zip(part, await self._keep(script_keys, [*untils, *part]), strict=True):
+                for hold, kind in zip(part, await self._keep(script_keys, [*lives, *part]), strict=True):
                     life_us = max(self._window_us, LISTED_US) if kind == b"listed" else self._window_us
                     known[mine[hold]] = now + life_us // 2
         self._due = known
@@ -117,11 +119,12 @@ class WaitingHolds:
                     mark = keys.US.join((org, fact.work))
                 if ends_us < self._due.get(mark, 0):
                     del self._due[mark]  # another exporter did not see it, or the server lost its tail
-            expiry = keys.of_org(org).hold_expiry
-            for part in _parts(over, _BATCH):
-                sooner = dict.fromkeys(part, (now + life_us) // 1000)
-                await again(partial(self._client.zadd, expiry, sooner, xx=True, lt=True))
+            for part in _parts(over, _SCRIPT_BATCH):
+                await self._unlisted(common_keys(keys.of_org(org)), [self._given(), str(life_us), *part])
         self._facts = facts
+
+    def _given(self) -> str:
+        return str(self._given_clock()) if self._given_clock else ""
 
     async def _ends(self, orgs: Iterable[str]) -> AsyncIterator[tuple[str, dict[str, int]]]:
         """(org, hold -> when it ends), some at a time."""

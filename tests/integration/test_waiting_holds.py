@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 
 import pytest
+from msgspec.structs import replace
 
 from exporter.books import Books
 from exporter.health import LedgerHealth
 from exporter.rounds import Rounds
 from exporter.source_rounds import SourceRounds
+from ledger import keys
 from ledger.admission import AdmissionRequest, Decision
+from ledger.clock import now_us
 from ledger.connect import Client
 from ledger.hold_ids import new_hold_id
 from ledger.model import Code, Observation, RatePlan, RateTable, Snapshot
 from ledger.store import Ledger, open_ledger
 from ledger.verify import verify
+from ledger.waiting_holds import Listing, WaitingHolds
 
 pytestmark = pytest.mark.redis
 
@@ -139,3 +144,34 @@ async def test_work_that_names_no_hold_keeps_it_by_its_own_id(ledger: Ledger, cl
     await rounds.once()
     assert (await ledger.accounts.balance(org)).held_micro == 0
     assert (await verify(ledger))["ok"]
+
+
+@pytest.mark.parametrize("off_us", [-20 * MINUTE, -40_000_000, 20 * MINUTE])
+async def test_holds_live_by_the_servers_clock(
+    client: Client, valkey_url: str, monkeypatch: pytest.MonkeyPatch, off_us: int
+) -> None:
+    """That of an exporter may be wrong: what waits is held for all the same, and no one list ends it."""
+    monkeypatch.setattr("ledger.waiting_holds.now_us", lambda: now_us() + off_us)
+    async with open_ledger(valkey_url, epoch_us=T0) as ledger:
+        await ledger.rates.publish(RatePlan("c", ((0, RateTable({"p": 4_000_000_000})),)))
+        await ledger.accounts.grant("acme", 10 * CREDIT, key="k", who="t")
+        job = AdmissionRequest(cluster="c", org="acme", preset="p")
+        plain, listed = [
+            (await ledger.admissions.admit(replace(job, source=source))).hold_id or "" for source in ("", "queue")
+        ]
+        holds = WaitingHolds(ledger.client, 15 * MINUTE, ledger.given_clock, "c", "queue")
+        names = keys.of_org("acme")
+
+        async def lives(hold: str) -> float:
+            """Minutes."""
+            return (await ledger.client.zscore(names.hold_expiry, hold) * 1000 - now_us()) / MINUTE
+
+        await holds.keep([plain, listed], ["acme"])
+        assert 14 < await lives(plain) <= 15
+        assert 14 < await lives(listed) / 96 <= 15
+        record = json.loads(await ledger.client.hget(names.holds, listed) or b"")
+        long_ago = json.dumps(record | {"at": "2026-01-01T00:00:00Z"})
+        await ledger.client.hset(names.holds, listed, long_ago)  # type: ignore[misc]
+        await holds.end_unlisted(["acme"], Listing(now_us() + off_us, frozenset(), frozenset()), 30_000_000)
+        assert 0.3 < await lives(listed) <= 0.5
+        assert 14 < await lives(plain) <= 15

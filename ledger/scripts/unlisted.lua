@@ -1,0 +1,7 @@
+-- uses _common
+-- Have holds end soon, as no list has their work any more; those that end sooner still do.
+--
+-- KEYS    the eight of _common
+-- ARGV    1 now_us or '', 2 how long (us) they live on from now, 3... hold ids
+local until_ms = text(math.floor((clock(ARGV[1]) + tonumber(ARGV[2])) / 1000))
+for i = 3, #ARGV do redis.call('ZADD', KEYS[4], 'XX', 'LT', until_ms, ARGV[i]) end
