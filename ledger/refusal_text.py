@@ -76,7 +76,7 @@ def budget_exhausted(
     kind = _PERIODS.get(budget.period, budget.period)
     left = f"{credits_text(max(0, left_micro))} of {format_micro(budget.limit_micro)} left"
     ends = budget.period_at(at_us)[1]
-    frees = f"It starts anew {_local(ends, budget.timezone)}; " if ends is not None else ""
+    frees = f"The budget starts anew {_local(ends, budget.timezone)}; " if ends is not None else ""
     ask = f"{about.contact or f'an owner of org {org}'} can raise it."
     if not frees:
         ask = ask[0].upper() + ask[1:]
