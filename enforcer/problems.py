@@ -46,6 +46,7 @@ _CODES = {
     415: "not_json",
     422: "invalid",
     501: "not_set_up",
+    502: "provider_unavailable",
 }
 
 
