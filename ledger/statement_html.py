@@ -59,7 +59,9 @@ def statement_html(found: Statement) -> str:
         *(f"<tr><th>{name}</th><td>{_credits(micro)}</td></tr>" for name, micro in summary),
         f'<tr class="sum"><th>Closing balance</th><td>{_credits(found.closing_micro)}</td></tr></tbody></table>',
         *_table("Grants, corrections, transfers, expiries", ("When", "What", "Source", "Reason", "Credits"), moved, ()),
-        *_table("Charges", ("Project", "Kind", "Preset", "Hours", "Credits"), charges, (3,), found.charged_micro),
+        *_table(
+            "Charges", ("Project", "Kind", "Preset or class", "Hours", "Credits"), charges, (3,), found.charged_micro
+        ),
         "</body></html>",
     ]
     return "\n".join(parts)
