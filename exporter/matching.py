@@ -17,11 +17,15 @@ Lines = Callable[[str, str, str, bool], RateLine]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a run begins to be billed here when it was billed elsewhere before: another org, until `at`."""
+    """Where a run begins to be billed here when it was billed elsewhere before: another org, until `at`.
+
+    `goes_on`: it is billed from `at` on also where it has no start of its own (storage).
+    """
 
     at: int
     carry: int
     leg: int
+    goes_on: bool = False
 
 
 @dataclass(slots=True)

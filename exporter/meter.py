@@ -119,8 +119,9 @@ class Meter:
         taken = snapshot.taken_us
         key = key_of(observation)
         started = observation.started_us
-        since = max(taken if started is None else started, self.epoch_us, state.forgotten_us)
         origin = work.origins.get(key)
+        begun = origin.at if started is None and origin is not None and origin.goes_on else started
+        since = max(taken if begun is None else begun, self.epoch_us, state.forgotten_us)
         if origin is not None:
             since = max(since, origin.at)
         latest = state.latest.setdefault(self.source, {})

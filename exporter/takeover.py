@@ -27,7 +27,7 @@ from ledger.model import Observation, Snapshot
 from ledger.money import COST_DENOMINATOR
 from ledger.org_state import OrgState
 from ledger.plan import Plan
-from ledger.runs import ENDED, Run, RunKey, cumulative, key_of
+from ledger.runs import ENDED, GONE, Run, RunKey, cumulative, key_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,19 @@ class TakeoverDesk:
                     if former is not None:
                         part.former[key] = former
                 elif former is not None:
-                    self._meter.matcher.know_closed(former, lines, await self._books.row(org, former.row))
-                    part.changed.append((former, by_key.pop(key)))
+                    row = await self._books.row(org, former.row)
+                    if (
+                        former.kind == "storage"
+                        and former.state == GONE
+                        and await self._was_left(former.until_us, former)
+                    ):
+                        former.line = lines(row.kind, row.resource, row.app, former.bills_app)
+                        cost, _ = former.cumulative(former.until_us)
+                        part.origins[key] = Origin(former.until_us, cost % COST_DENOMINATOR, former.leg + 1, True)
+                        part.former[key] = former
+                    else:
+                        self._meter.matcher.know_closed(former, lines, row)
+                        part.changed.append((former, by_key.pop(key)))
                     if claim is not None and claim.org != org:  # this org went on just before its fence
                         formers = tuple(name for name in (claim.org, *claim.formers) if name != org)
                         wanted[key] = Takeover(claim, dataclasses.replace(claim, org=org, formers=formers))
@@ -185,7 +196,19 @@ class TakeoverDesk:
             origin = Origin(at, cost % COST_DENOMINATOR, run.leg + 1)
         others = tuple(former for former in dict.fromkeys(formers) if former != org)
         after = Claim(org, origin.at, origin.carry, origin.leg, others)
+        if not is_open and observation.kind == "storage":
+            origin = dataclasses.replace(origin, goes_on=await self._was_left(origin.at, run))
         return origin, Takeover(claim, after, name if is_open else None)
+
+    async def _was_left(self, at: int, run: Run | None) -> bool:
+        """Whether this source finished no round after an instant at which a run (None: a claim of it) was left.
+
+        If it finished one, what has no start of its own was not listed any more.
+        """
+        if not at or (run is not None and run.source != self._meter.source):
+            return False
+        mark = await self._charging.source_mark(self._meter.source)
+        return mark is not None and mark <= at
 
     async def _ended_elsewhere(
         self, org: str, claims: dict[RunKey, Claim], known: dict[RunKey, Run]

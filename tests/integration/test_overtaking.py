@@ -14,10 +14,10 @@ from redis.asyncio import UnixDomainSocketConnection
 
 from exporter.rounds import Rounds
 from ledger.connect import connect
-from ledger.model import Snapshot
+from ledger.model import Observation, RatePlan, RateTable, Snapshot
 from ledger.store import Ledger, open_ledger
 from ledger.verify import verify
-from tests.crash_history import CLUSTER, SOURCE, History
+from tests.crash_history import CLUSTER, DISK_NANO, GIGA, SOURCE, History
 from tests.crash_worker import rounds_of
 from tests.histories import HOUR, MINUTE, ORGS, PRESETS, T0, Life, Prices, renamed, snapshot
 from tests.integration.test_charges_equal_the_model import Bench
@@ -220,11 +220,11 @@ class Moving:
         return Life(f"job-{number}", *who, marks[0], end, pauses)
 
     def snapshot(self, at: int) -> Snapshot:
-        lives_ = [
-            renamed(life, org=[life.org, *(org for since, org in owners if since <= at)][-1])
-            for life, owners in self._owners.items()
-        ]
+        lives_ = [renamed(life, org=self._owner(life, at)) for life in self._lives]
         return snapshot(lives_, at, 100 * HOUR, frozenset(), True)
+
+    def _owner(self, life: Life, at: int) -> str:
+        return [life.org, *(org for since, org in self._owners[life] if since <= at)][-1]
 
     def now(self) -> Snapshot:
         if self._rng.random() < 0.7:
@@ -238,6 +238,29 @@ class Moving:
         """Micro-credits by run, up to the last poll."""
         last = self.polls[-1]
         costs = {f"{life.id}@{life.start}": floor(self.prices.cost(life, last, 0)) for life in self._lives}
+        return {run: micro for run, micro in costs.items() if micro}
+
+
+class Stored(Moving):
+    """Two volumes that move in the same way."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng)
+        self._sizes = [rng.randrange(1000 * GIGA) for _ in self._lives]
+
+    def snapshot(self, at: int) -> Snapshot:
+        volumes = [
+            Observation(f"vol-{n}", "storage", self._owner(life, at), "vision", "", "disk", bytes=size)
+            for n, (life, size) in enumerate(zip(self._lives, self._sizes, strict=True))
+        ]
+        return Snapshot(SOURCE, CLUSTER, at, volumes)
+
+    def costs(self) -> dict[str, int]:
+        since, until = self.polls[0], self.polls[-1]
+        costs = {
+            f"vol-{n}@None": DISK_NANO * size * (until - since) // (GIGA * 1000 * HOUR)
+            for n, size in enumerate(self._sizes)
+        }
         return {run: micro for run, micro in costs.items() if micro}
 
 
@@ -260,20 +283,25 @@ async def export(url: str, cluster: Moving, order: Order, number: int, rng: rand
         order.calls_left[number] = -1
 
 
-async def compete(url: str, seed: str, exporters: int) -> None:
-    rng = random.Random(seed)
-    cluster, order = Moving(rng), Order(rng)
+async def compete(url: str, rng: random.Random, cluster: Moving, exporters: int, where: object) -> None:
+    order = Order(rng)
     async with connect(url, None) as client:
         await client.flushall()
     async with open_ledger(url, epoch_us=T0) as ledger:
-        await ledger.rates.publish(cluster.prices.plan(CLUSTER))
+        steps = cluster.prices.plan(CLUSTER).steps
+        disk = {"disk": DISK_NANO}
+        await ledger.rates.publish(
+            RatePlan(CLUSTER, tuple((at, RateTable(table.presets, table.apps, disk)) for at, table in steps))
+        )
+        if isinstance(cluster, Stored):  # what has no start of its own is charged from when it was seen first
+            await rounds_of(ledger).take(cluster.snapshot(cluster.polls[0]), None)
         await order.run([export(url, cluster, order, n, rng) for n in range(exporters)])
         since = await ledger.charging.source_mark(SOURCE)
         assert not (await rounds_of(ledger).take(cluster.snapshot(cluster.polls[-1]), since)).failed
         charged = {run: micro for run, micro in (await Bench(ledger, url).totals()).items() if micro}
-        assert charged == cluster.costs(), seed
+        assert charged == cluster.costs(), where
         report = await verify(ledger)
-        assert report["ok"], (seed, report["differences"])
+        assert report["ok"], (where, report["differences"])
 
 
 @pytest.mark.parametrize("exporters", [2, 3])
@@ -282,4 +310,15 @@ async def test_in_whatever_order_exporters_come_each_run_is_charged_its_whole_co
     seed: int, exporters: int, valkey_url: str
 ) -> None:
     for number in range(15):
-        await compete(valkey_url, f"{seed} {number}", exporters)
+        rng = random.Random(f"{seed} {number}")
+        await compete(valkey_url, rng, Moving(rng), exporters, number)
+
+
+@pytest.mark.parametrize("exporters", [2, 3])
+@pytest.mark.parametrize("seed", range(2))
+async def test_a_volume_that_is_let_go_and_not_taken_at_once_is_charged_for_the_time_in_between(
+    seed: int, exporters: int, valkey_url: str
+) -> None:
+    for number in range(30):
+        rng = random.Random(f"{seed} {number}")
+        await compete(valkey_url, rng, Stored(rng), exporters, number)
