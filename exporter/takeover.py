@@ -86,19 +86,9 @@ class TakeoverDesk:
                     if former is not None:
                         part.former[key] = former
                 elif former is not None:
-                    row = await self._books.row(org, former.row)
-                    if (
-                        former.kind == "storage"
-                        and former.state == GONE
-                        and await self._was_left(former.until_us, former)
-                    ):
-                        former.line = lines(row.kind, row.resource, row.app, former.bills_app)
-                        cost, _ = former.cumulative(former.until_us)
-                        part.origins[key] = Origin(former.until_us, cost % COST_DENOMINATOR, former.leg + 1, True)
-                        part.former[key] = former
-                    else:
-                        self._meter.matcher.know_closed(former, lines, row)
-                        part.changed.append((former, by_key.pop(key)))
+                    await self._go_on(part, key, by_key[key], former, lines)
+                    if key not in part.origins:
+                        del by_key[key]
                     if claim is not None and claim.org != org:  # this org went on just before its fence
                         formers = tuple(name for name in (claim.org, *claim.formers) if name != org)
                         wanted[key] = Takeover(claim, dataclasses.replace(claim, org=org, formers=formers))
@@ -114,6 +104,18 @@ class TakeoverDesk:
                 org, cluster, [(observation.id, observation.hold_id) for observation in part.new]
             )
         return found
+
+    async def _go_on(self, part: OrgWork, key: RunKey, observation: Observation, former: Run, lines: Lines) -> None:
+        """The org goes on with a run of its own: in the same leg, or in a new one from where a volume was left."""
+        row = await self._books.row(former.org, former.row)
+        if former.kind == "storage" and former.state == GONE and await self._was_left(former.until_us, former):
+            former.line = lines(row.kind, row.resource, row.app, former.bills_app)
+            cost, _ = former.cumulative(former.until_us)
+            part.origins[key] = Origin(former.until_us, cost % COST_DENOMINATOR, former.leg + 1, True)
+            part.former[key] = former
+        else:
+            self._meter.matcher.know_closed(former, lines, row)
+            part.changed.append((former, observation))
 
     async def secure(
         self, work: dict[str, OrgWork], found: Takeovers, seen: dict[str, OrgState], kept: set[str]
