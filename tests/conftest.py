@@ -104,7 +104,8 @@ def _answers_are_as_described() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A Valkey for the whole session (one in each worker of pytest-xdist). Do not kill it: see `make_server`."""
-    server = ServerProcess(tmp_path_factory.mktemp("valkey")).start()
+    # What waits for the disk would wait for up to a second with everysec.
+    server = ServerProcess(tmp_path_factory.mktemp("valkey"), appendfsync="always").start()
     yield server
     server.kill9()
 
