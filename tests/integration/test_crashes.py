@@ -457,7 +457,6 @@ def fill(disk: Path) -> Path:
 async def test_a_full_disk_is_said_so_and_costs_nothing(
     small_disk: Path, binary: Literal["valkey", "redis"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lua, "_WAIT_MS", 200)
     history = History.of(seed=7, polls=120)
     server = ServerProcess(small_disk / "server", binary).start()
     try:
@@ -474,6 +473,7 @@ async def test_a_full_disk_is_said_so_and_costs_nothing(
             await polls(20)
             await ledger.accounts.grant("acme", 5, key="before", who="test")
             balloon = fill(small_disk)
+            monkeypatch.setattr(lua, "_WAIT_MS", 200)
             with pytest.raises(LedgerUnavailable, match="disk"):
                 await polls()
             with pytest.raises(LedgerUnavailable, match="disk"):
