@@ -250,6 +250,20 @@ async def test_a_grant_waits_for_the_disk(
         assert await funds(ledger) == (1, 0, 0, 0, 0)
 
 
+async def test_a_published_rate_waits_for_the_disk(
+    make_server: Callable[..., ServerProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, unsynced = make_server(), make_server(appendfsync="no")
+    plan = RatePlan("on-disk", ((0, RateTable({"p": 1})),))
+    async with connect(synced.url, None) as client:
+        assert await Ledger(client, T0).rates.publish(plan)
+        assert b"on-disk" in newest_log(synced.directory).read_bytes()
+    monkeypatch.setattr(lua, "_WAIT_MS", 50)
+    async with connect(unsynced.url, None) as client:
+        with pytest.raises(LedgerUnavailable, match="did not confirm the write to its disk"):
+            await Ledger(client, T0).rates.publish(plan)
+
+
 async def test_rounds_over_several_orgs_and_everything_that_reads_them(ledger: Ledger, now: Now) -> None:
     history = History.of(seed=29, polls=40)
     await ledger.client.delete(keys.rates("default"))

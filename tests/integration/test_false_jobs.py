@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def job_pod(job: str, namespace: str, org: str, created_us: int = T0) -> dict[st
 
 async def _by_org(ledger: Ledger, until_us: int) -> dict[str, int]:
     query = UsageQuery(from_us=T0 - HOUR, to_us=until_us, group_by=("org",))
-    return {row["org"]: round(float(row["credits"]) * 10**6) for row in (await usage(ledger, query)).shape()["rows"]}
+    return {row["org"]: int(Decimal(row["credits"]) * 10**6) for row in (await usage(ledger, query)).shape()["rows"]}
 
 
 async def test_only_pods_of_jobs_that_the_platform_has_there_are_passed_over(valkey_url: str) -> None:

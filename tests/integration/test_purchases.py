@@ -25,6 +25,7 @@ from ledger.store import Ledger
 from ledger.verify import verify
 from tests.histories import HOUR, MINUTE, T0
 from tests.integration.test_charges_equal_the_model import Bench, bench
+from tests.shop import Stumbling
 
 pytestmark = pytest.mark.redis
 CREDIT = 1_000_000
@@ -261,22 +262,12 @@ async def test_verify_finds_a_payment_that_is_not_credited(till: Till) -> None:
     assert "granted for pi_1" in {found["what"] for found in report["differences"]}
 
 
-class Flaky(Purchases):
-    """Its script fails when told: before it is sent, or after, with the answer lost."""
+class Flaky(Stumbling):
+    """Its script waits for no disk."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__(ledger.client, ledger.scripts)
         ledger.scripts.purchase.durably = ledger.scripts.purchase.__call__  # type: ignore[method-assign]
-        self.crash = ""
-
-    async def _commit(self, *arguments: Any, **named: Any) -> str:
-        crash, self.crash = self.crash, ""
-        if crash == "before":
-            raise LedgerUnavailable
-        said = await super()._commit(*arguments, **named)
-        if crash == "after":
-            raise LedgerUnavailable
-        return said
 
 
 @asynccontextmanager
