@@ -27,7 +27,7 @@ from ledger.model import Observation, Snapshot
 from ledger.money import COST_DENOMINATOR
 from ledger.org_state import OrgState
 from ledger.plan import Plan
-from ledger.runs import ENDED, GONE, Run, RunKey, cumulative, key_of
+from ledger.runs import ENDED, GONE, NEVER, Run, RunKey, cumulative, key_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,62 +60,7 @@ class TakeoverDesk:
 
     async def find(self, work: dict[str, OrgWork], snapshot: Snapshot, lines: Lines) -> Takeovers:
         """Look up what is new to memory: what was charged before, what is to be taken over, what is not to be."""
-        charging, cluster = self._charging, self._meter.cluster
-        found = Takeovers()
-        for org, part in list(work.items()):
-            if not part.new:
-                if part.over:
-                    part.settles, _ = await charging.hold_limits(org, cluster, [])
-                continue
-            by_key = {key_of(observation): observation for observation in part.new}
-            known = await charging.find_ended(org, cluster, list(by_key))
-            claims = await charging.find_claims(cluster, list(by_key))
-            elsewhere = await self._ended_elsewhere(org, claims, known)
-            fresh: dict[RunKey, tuple[Claim | None, Claim]] = {}
-            wanted: dict[RunKey, Takeover] = {}
-            for key in list(by_key):
-                claim, former = claims.get(key), known.get(key)
-                if claim is None and former is None:
-                    fresh[key] = None, Claim(org)
-                elif claim is not None and _is_unopened(claim, former):
-                    change = await self._take_over(work, org, claim, by_key[key], snapshot, lines, elsewhere)
-                    if change is None:
-                        del by_key[key]  # it stays with the org that was charged for it
-                        continue
-                    part.origins[key], wanted[key] = change
-                    if former is not None:
-                        part.former[key] = former
-                elif former is not None:
-                    await self._go_on(part, key, by_key[key], former, lines)
-                    if key not in part.origins:
-                        del by_key[key]
-                    if claim is not None and claim.org != org:  # this org went on just before its fence
-                        formers = tuple(name for name in (claim.org, *claim.formers) if name != org)
-                        wanted[key] = Takeover(claim, dataclasses.replace(claim, org=org, formers=formers))
-                    elif claim is not None and claim.formers:
-                        wanted[key] = Takeover(claim, claim)
-            for key in await charging.claim(cluster, fresh):
-                del by_key[key]
-                found.contested.add(org)
-            part.new = list(by_key.values())
-            if wanted:
-                found.wanted[org] = wanted
-            part.settles, part.limits = await charging.hold_limits(
-                org, cluster, [(observation.id, observation.hold_id) for observation in part.new]
-            )
-        return found
-
-    async def _go_on(self, part: OrgWork, key: RunKey, observation: Observation, former: Run, lines: Lines) -> None:
-        """The org goes on with a run of its own: in the same leg, or in a new one from where a volume was left."""
-        row = await self._books.row(former.org, former.row)
-        if former.kind == "storage" and former.state == GONE and await self._was_left(former.until_us, former):
-            former.line = lines(row.kind, row.resource, row.app, former.bills_app)
-            cost, _ = former.cumulative(former.until_us)
-            part.origins[key] = Origin(former.until_us, cost % COST_DENOMINATOR, former.leg + 1, True)
-            part.former[key] = former
-        else:
-            self._meter.matcher.know_closed(former, lines, row)
-            part.changed.append((former, observation))
+        return await _Search(self._books, self._meter, work, snapshot, lines).run()
 
     async def secure(
         self, work: dict[str, OrgWork], found: Takeovers, seen: dict[str, OrgState], kept: set[str]
@@ -155,25 +100,93 @@ class TakeoverDesk:
             self._books.doubt([org])
             return False
 
-    async def _take_over(
-        self,
-        work: dict[str, OrgWork],
-        org: str,
-        claim: Claim,
-        observation: Observation,
-        snapshot: Snapshot,
-        lines: Lines,
-        elsewhere: dict[tuple[str, RunKey], Run],
-    ) -> tuple[Origin, Takeover] | None:
+
+class _Search:
+    """One look at what is new in a snapshot to what is in memory."""
+
+    def __init__(self, books: Books, meter: Meter, work: dict[str, OrgWork], snapshot: Snapshot, lines: Lines) -> None:
+        self._books = books
+        self._charging = books.ledger.charging
+        self._meter = meter
+        self._work = work
+        self._snapshot = snapshot
+        self._lines = lines
+        self._mark: int | None = None
+        self._elsewhere: dict[tuple[str, RunKey], Run] = {}
+        """By org and key, what other orgs were charged for of what is new to the org that is looked at."""
+
+    async def run(self) -> Takeovers:
+        """Puts into the orgs' work what was found, and takes out of it what is not to be charged there."""
+        found = Takeovers()
+        # Orgs that come in meanwhile are those of what is taken over: they have nothing new.
+        for org, part in list(self._work.items()):
+            if part.new:
+                await self._look(org, part, found)
+            elif part.over:
+                part.settles, _ = await self._charging.hold_limits(org, self._meter.cluster, [])
+        return found
+
+    async def _look(self, org: str, part: OrgWork, found: Takeovers) -> None:
+        charging, cluster = self._charging, self._meter.cluster
+        by_key = {key_of(observation): observation for observation in part.new}
+        known = await charging.find_ended(org, cluster, list(by_key))
+        claims = await charging.find_claims(cluster, list(by_key))
+        await self._find_elsewhere(org, claims, known)
+        fresh: dict[RunKey, tuple[Claim | None, Claim]] = {}
+        wanted: dict[RunKey, Takeover] = {}
+        for key in list(by_key):
+            claim, former = claims.get(key), known.get(key)
+            if claim is None and former is None:
+                fresh[key] = None, Claim(org)
+            elif claim is not None and _is_unopened(claim, former):
+                change = await self._take_over(org, claim, by_key[key])
+                if change is None:
+                    del by_key[key]  # it stays with the org that was charged for it
+                    continue
+                part.origins[key], wanted[key] = change
+                if former is not None:
+                    part.former[key] = former
+            elif former is not None:
+                await self._go_on(part, key, by_key[key], former)
+                if key not in part.origins:
+                    del by_key[key]
+                if claim is not None and claim.org != org:  # this org went on just before its fence
+                    formers = tuple(name for name in (claim.org, *claim.formers) if name != org)
+                    wanted[key] = Takeover(claim, dataclasses.replace(claim, org=org, formers=formers))
+                elif claim is not None and claim.formers:
+                    wanted[key] = Takeover(claim, claim)
+        for key in await charging.claim(cluster, fresh):
+            del by_key[key]
+            found.contested.add(org)
+        part.new = list(by_key.values())
+        if wanted:
+            found.wanted[org] = wanted
+        part.settles, part.limits = await charging.hold_limits(
+            org, cluster, [(observation.id, observation.hold_id) for observation in part.new]
+        )
+
+    async def _go_on(self, part: OrgWork, key: RunKey, observation: Observation, former: Run) -> None:
+        """The org goes on with a run of its own: in the same leg, or in a new one from where a volume was left."""
+        row = await self._books.row(former.org, former.row)
+        if former.kind == "storage" and former.state == GONE and await self._was_left(former.until_us, former):
+            former.line = self._lines(row.kind, row.resource, row.app, former.bills_app)
+            cost, _ = former.cumulative(former.until_us)
+            part.origins[key] = Origin(former.until_us, cost % COST_DENOMINATOR, former.leg + 1, True)
+            part.former[key] = former
+        else:
+            self._meter.matcher.know_closed(former, self._lines, row)
+            part.changed.append((former, observation))
+
+    async def _take_over(self, org: str, claim: Claim, observation: Observation) -> tuple[Origin, Takeover] | None:
         """Where an org begins to be charged for what another org was charged for; None if it does not.
 
         What is over stays with the org that it was charged to, whatever the scheduler calls it by now; and an
         older snapshot does not take back what a newer one said.
         """
-        key, taken = key_of(observation), snapshot.taken_us
+        taken = self._snapshot.taken_us
         if claim.since_us > taken:
             return None
-        name, run, is_open = await self._last_charged(org, claim, key, lines, elsewhere)
+        name, run, is_open = await self._last_charged(org, claim, key_of(observation))
         if run is None:  # claimed, but never charged
             formers = (claim.org, *claim.formers)
             origin = Origin(claim.since_us, claim.carry, claim.leg)
@@ -186,13 +199,13 @@ class TakeoverDesk:
                     self._meter.matcher.know_stays(observation, name)
                     return None
                 ended_there = msgspec.structs.replace(observation, org=name)
-                work.setdefault(name, OrgWork()).changed.append((run, ended_there))
+                self._work.setdefault(name, OrgWork()).changed.append((run, ended_there))
                 return None
             ended, suspended = run.ended_us, run.suspended
             if is_open:
                 ended, suspended = facts(run, observation, at, taken)
                 at = taken
-                work.setdefault(name, OrgWork()).moved.append((run, observation))
+                self._work.setdefault(name, OrgWork()).moved.append((run, observation))
             cost, _ = cumulative(run.points, ended, suspended, run.line, at)
             formers = (name,) if name == claim.org else (claim.org, *claim.formers)
             origin = Origin(at, cost % COST_DENOMINATOR, run.leg + 1)
@@ -209,27 +222,24 @@ class TakeoverDesk:
         """
         if not at or (run is not None and run.source != self._meter.source):
             return False
-        mark = await self._charging.source_mark(self._meter.source)
-        return mark is not None and mark <= at
+        if self._mark is None:
+            mark = await self._charging.source_mark(self._meter.source)
+            self._mark = NEVER if mark is None else mark
+        return self._mark <= at
 
-    async def _ended_elsewhere(
-        self, org: str, claims: dict[RunKey, Claim], known: dict[RunKey, Run]
-    ) -> dict[tuple[str, RunKey], Run]:
-        """By org and key, what other orgs were charged for of what this org does not go on with."""
+    async def _find_elsewhere(self, org: str, claims: dict[RunKey, Claim], known: dict[RunKey, Run]) -> None:
+        """Look up what other orgs were charged for of what this org does not go on with."""
         asked: dict[str, list[RunKey]] = {}
         for key, claim in claims.items():
             if _is_unopened(claim, known.get(key)):
                 for name in {claim.org, *claim.formers} - {org}:
                     asked.setdefault(name, []).append(key)
-        found: dict[tuple[str, RunKey], Run] = {}
+        self._elsewhere.clear()
         for name, keys in asked.items():
             ended = await self._charging.find_ended(name, self._meter.cluster, keys)
-            found.update(((name, key), run) for key, run in ended.items())
-        return found
+            self._elsewhere.update(((name, key), run) for key, run in ended.items())
 
-    async def _last_charged(
-        self, org: str, claim: Claim, key: RunKey, lines: Lines, elsewhere: dict[tuple[str, RunKey], Run]
-    ) -> tuple[str, Run | None, bool]:
+    async def _last_charged(self, org: str, claim: Claim, key: RunKey) -> tuple[str, Run | None, bool]:
         """(other org, its run, is it open) that was charged last; the run is None where nobody was since the claim.
 
         That is the org of the claim; or, until it opened the run, one before it that went on just before its fence.
@@ -241,11 +251,11 @@ class TakeoverDesk:
             run = state.runs.get(self._meter.source, {}).get(key) or self._meter.matcher.elsewhere(state, key)
             if run is not None:
                 return name, run, True
-            run = elsewhere.get((name, key))
+            run = self._elsewhere.get((name, key))
             if run is None or _is_unopened(claim, run):
                 continue
             row = await self._books.row(name, run.row)
-            run.line = lines(row.kind, row.resource, row.app, run.bills_app)
+            run.line = self._lines(row.kind, row.resource, row.app, run.bills_app)
             return name, run, False
         return claim.org, None, False
 
