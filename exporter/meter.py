@@ -96,7 +96,7 @@ class Meter:
         if late:
             return plan
         self._advance(plan, state, runs, mark, snapshot)
-        if mark != taken and (runs or plan.tally or plan.changes):
+        if mark != taken and (runs or plan.is_charged or plan.changes):
             plan.taken_us = taken
         unpriced = set_aside(plan, state, taken, self.hold_us)
         for run in unpriced:

@@ -102,7 +102,7 @@ class Charging:
             state.marks[plan.source] = plan.taken_us
         if plan.running is not None:
             state.running[plan.source] = plan.running
-        for rows in plan.tally.values():
+        for rows in plan.tally().values():
             for row, amounts in rows.items():
                 total = state.totals.get(row)
                 if total is None:

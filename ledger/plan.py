@@ -70,9 +70,14 @@ class Plan:
         return len(self.runs) + len(self.ended)
 
     def is_empty(self) -> bool:
-        return not (self.charged or self.hourly or self.changes or self.gone or self.settled) and (
+        return not (self.is_charged or self.changes or self.gone or self.settled) and (
             self.taken_us is None and self.running is None
         )
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether it charges any time, be it for nothing."""
+        return bool(self.charged or self.hourly)
 
     def add(self, slot: Slot, row: int, micro: int, us: int) -> None:
         """Charge (positive) or give back (negative) in one slot, in micro-credits and microseconds billed."""
@@ -110,9 +115,8 @@ class Plan:
                     carried -= COST_DENOMINATOR
                     over[hour] = over.get(hour, 0) + 1
 
-    @property
     def tally(self) -> Mapping[Slot, Mapping[int, Amounts]]:
-        """What is charged, by slot and row."""
+        """What is charged, by slot and row: `hourly` is spread over its hours, and then in `charged`."""
         for row, hours in self.hourly.items():
             micro = runs = 0
             edges = sorted(hours.steps)
@@ -149,7 +153,7 @@ def pack(plan: Plan, state: OrgState, now_us: int) -> Packed:
     slots: list[list[str]] = []
     budgets: dict[str, int] = {}
     by_hour: dict[tuple[int, int], Amounts] = {}
-    for slot, amounts_of in sorted(plan.tally.items(), key=itemgetter(0)):
+    for slot, amounts_of in sorted(plan.tally().items(), key=itemgetter(0)):
         since, until = slot
         hour = hour_of(since)
         hours.setdefault(hour, len(hours) + 1)

@@ -55,7 +55,7 @@ def _one_by_one(
 def _of(plan: Plan) -> dict[Slot, tuple[int, int]]:
     return {
         slot: (sum(a.micro for a in rows.values()), sum(a.us for a in rows.values()))
-        for slot, rows in plan.tally.items()
+        for slot, rows in plan.tally().items()
     }
 
 
