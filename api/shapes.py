@@ -113,7 +113,7 @@ class OrgSettings(Struct, forbid_unknown_fields=True):
 
 
 class Grant(Struct, forbid_unknown_fields=True):
-    """A grant as it was acknowledged."""
+    """A grant as it was acknowledged; `new_org`: nothing was known of the org before, so the name may be misspelled."""
 
     org: Name
     idempotency_key: str
@@ -125,9 +125,10 @@ class Grant(Struct, forbid_unknown_fields=True):
     granted_at: Time
     effective_at: Time | None
     expires_at: Time | None
+    new_org: bool | UnsetType = UNSET
 
 
-class GrantState(Grant):
+class GrantState(Grant, kw_only=True):
     """A grant and what is left of it; `corrected`: by how much corrections changed it in all."""
 
     who: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -68,37 +69,60 @@ def grant(
     as_json: bool,
 ) -> None:
     """Give credits to an org; creates the org where there is none."""
-    from ledger.refusal_text import only_text
     from ledger.shapes import grant_shape
 
     given = key or new_key()
 
-    async def work(ledger: Ledger) -> dict[str, Any]:
+    async def work(ledger: Ledger) -> tuple[dict[str, Any], str, str | None]:
         receipt = await ledger.accounts.grant(
             org, amount, key=given, who=who(), source=source, reason=reason,
             effective_us=effective_us, expires_us=expires_us, purpose=purpose, presets=presets, clusters=clusters,
         )  # fmt: skip
         balance = await ledger.accounts.balance(org)
+        near = await _very_like(ledger, org) if receipt.record.new_org and not receipt.replayed else None
         from ledger.money import format_micro
 
-        return {**grant_shape(org, receipt), "available": format_micro(balance.available_micro)}
+        return grant_shape(org, receipt), format_micro(balance.available_micro), near
 
-    made = acknowledged(work, given)
+    made, available, near = acknowledged(work, given)
     if as_json:
-        print_json({name: value for name, value in made.items() if name != "available"})
-        return
+        print_json(made)
+    else:
+        _say_granted(made, available, effective_us)
+        if made["only"]:
+            for name, hint in _unpriced(presets, clusters):
+                where = f" in {' or '.join(clusters)}" if clusters else ""
+                click.echo(f"note: {settings().rates} has no rate for preset {name!r}{where}{hint}", err=True)
+        click.echo(f"idempotency key: {given}")
+    if "new_org" in made and not made["replayed"]:
+        click.echo(f"note: org {org!r} is new{_meant(near)}", err=True)
+        if near is not None:
+            back = shlex.join(["credits", "correct", org, f"-{made['credits']}", "--corrects", given])
+            click.echo(f"      to take them back: {back} --reason TEXT", err=True)
+
+
+def _say_granted(made: dict[str, Any], available: str, effective_us: int | None) -> None:
+    from ledger.refusal_text import only_text
+
     what = "granted before, nothing changed" if made["replayed"] else "granted"
     until = f", until {made['expires_at']}" if made["expires_at"] else ""
     since = f", from {made['effective_at']}" if effective_us is not None else ""
     click.echo(
-        f"{what}: {made['credits']} credits to {org} ({made['source']}{since}{until}); available {made['available']}"
+        f"{what}: {made['credits']} credits to {made['org']} ({made['source']}{since}{until}); available {available}"
     )
     if made["only"]:
         click.echo("pays only for " + only_text(made["only"]["presets"], made["only"]["clusters"]))
-        for name, near in _unpriced(presets, clusters):
-            where = f" in {' or '.join(clusters)}" if clusters else ""
-            click.echo(f"note: {settings().rates} has no rate for preset {name!r}{where}{near}", err=True)
-    click.echo(f"idempotency key: {given}")
+
+
+async def _very_like(ledger: Ledger, org: str) -> str | None:
+    """The org, among the others, that a new one was probably meant to be."""
+    from config.problems import near_miss
+
+    return near_miss(org, [name for name in await ledger.accounts.orgs() if name != org])
+
+
+def _meant(near: str | None) -> str:
+    return "" if near is None else f"; did you mean {near!r}?"
 
 
 def _unpriced(presets: tuple[str, ...], clusters: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -169,18 +193,21 @@ def org_set(org: str, unlimited: bool | None, contact: str | None, credit_line: 
     """Create or edit an org; what is not given stays as it is."""
     from ledger.shapes import balance_shape, org_shape
 
-    async def work(ledger: Ledger) -> tuple[str, dict[str, Any]]:
+    async def work(ledger: Ledger) -> tuple[str, dict[str, Any], str | None]:
         done = await ledger.accounts.upsert(
             org, who=who(), unlimited=unlimited, contact=contact, credit_line_micro=credit_line
         )
         after = await ledger.accounts.balance(org)
-        return done, {**balance_shape(after), **org_shape(after)}
+        near = await _very_like(ledger, org) if done == "created" else None
+        return done, {**balance_shape(after), **org_shape(after)}, near
 
-    done, shape = with_ledger(work)
+    done, shape, near = with_ledger(work)
     if as_json:
         print_json(shape)
     else:
         click.echo(f"{org}: {'nothing to change' if done == 'same' else done}")
+    if near is not None:
+        click.echo(f"note: org {org!r} is new{_meant(near)}", err=True)
 
 
 COMMANDS = (grant, balance, org)

@@ -45,6 +45,17 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     return matches[0] if matches else None
 
 
+def near_miss(name: str, known: Iterable[str], cutoff: float = 0.75) -> str | None:
+    """The known name that a new one was probably meant to be. Names that differ in digits (a100-2, a100-4) are
+    siblings."""
+    digits = _digits(name)
+    return nearest(name, [other for other in known if _digits(other) == digits], cutoff)
+
+
+def _digits(name: str) -> str:
+    return "".join(letter for letter in name if letter.isdigit())
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or else `; known are a, b, c`."""
     names = list(known)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 from aiohttp import web
 
+from config.problems import near_miss
 from console.desk import CHANGED_MEANWHILE, Desk
 from console.pages import org_url
 from console.typed import typed_credits
@@ -54,8 +56,11 @@ class OrgSettings:
             errors["org"] = "This org is there already: edit it on its own page."
         if errors:
             return self._page(request, values, errors, is_new=True)
+        others = await self._desk.ledger.accounts.orgs()
         await self._save(request, values["org"], values, {}, None)
-        said = f"Org {values['org']:.100} is made. Grant it credits, so that its work may start."
+        near = await asyncio.to_thread(near_miss, values["org"], [name for name in others if name != values["org"]])
+        beside = f" beside {near:.100}, which is very like it" if near is not None else ""
+        said = f"Org {values['org']:.100} is made{beside}. Grant it credits, so that its work may start."
         return self._desk.pages.redirect(request, org_url(values["org"], "grant"), said)
 
     async def edit(self, request: web.Request) -> web.Response:

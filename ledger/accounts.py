@@ -31,7 +31,7 @@ _RESERVED = {PAYMENT_PREFIX: "payments", "correction:": "corrections", "transfer
 class GrantRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """A grant as it was acknowledged; amounts are decimal strings, times RFC 3339.
 
-    `presets`, `clusters`: all that it pays for; none: any.
+    `presets`, `clusters`: all that it pays for; none: any. `new_org`: it made the org.
     """
 
     key: str
@@ -46,6 +46,7 @@ class GrantRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     purpose: str = ""
     presets: tuple[str, ...] = ()
     clusters: tuple[str, ...] = ()
+    new_org: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ class Accounts:
         if is_over and expires_us is not None and not await self._has_grant(org, key):
             raise InvalidRequest(
                 f"expires_at {format_time(expires_us)} is over: the grant would never count; one that is to pay for "
-                "use in the past has an effective_at in the past"
+                "use in the past begins in the past"
             )
         # The body as asked, so that a retry without effective_at is the same request a minute later.
         body: list[Any] = [org, micro, source, reason, effective_us, expires_us]
@@ -200,6 +201,7 @@ class Accounts:
             key, msgspec.json.encode(record), digest, str(micro), source, str(starts), ends,
             msgspec.json.encode(entry), str(MICRO_MAX), self._now(), org,
             scope.encode() if scope else "", str(SCOPES_MAX),
+            msgspec.json.encode(msgspec.structs.replace(record, new_org=True)),
         ]  # fmt: skip
         await again(lambda: self._client.sadd(keys.ORGS, org))
         answer = await self._scripts.grant.durably([*common_keys(org_keys), org_keys.grants], arguments)

@@ -56,7 +56,10 @@ def only_shape(scope: Scope) -> dict[str, list[str]]:
 
 
 def grant_shape(org: str, receipt: GrantReceipt) -> dict[str, Any]:
-    """A grant as it was acknowledged; `replayed`: it was there already, and nothing was granted again."""
+    """A grant as it was acknowledged; `replayed`: it was there already, and nothing was granted again.
+
+    `new_org`, only where it is so: nothing was known of the org before.
+    """
     record = receipt.record
     return {
         "org": org,
@@ -69,5 +72,6 @@ def grant_shape(org: str, receipt: GrantReceipt) -> dict[str, Any]:
         "granted_at": record.granted_at,
         "effective_at": record.effective_at,
         "expires_at": record.expires_at,
+        **({"new_org": True} if record.new_org else {}),
         "replayed": receipt.replayed,
     }

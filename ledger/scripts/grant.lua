@@ -4,7 +4,8 @@
 -- KEYS    the eight of _common, 9 grants (hash key -> record)
 -- ARGV    1 idempotency key, 2 record (JSON), 3 digest of the body, 4 amount_micro (> 0), 5 source,
 --         6 starts_us, 7 expires_us or '', 8 journal entry (JSON), 9 largest amount, 10 now_us or '', 11 org name,
---         12 scope (JSON: the work that it pays for) or '', 13 how many different scopes there may be
+--         12 scope (JSON: the work that it pays for) or '', 13 how many different scopes there may be,
+--         14 the record (JSON) where nothing is known of the org yet
 -- Returns {'granted'|'replayed'|'conflict'|'too_large'|'too_many_scopes', record}
 --
 -- An overdraft is paid from the grant at once if it is in force; else when it comes into force.
@@ -56,7 +57,8 @@ if scope ~= '' then
     is_edge = true  -- exporters have to know that they tell classes apart now
   end
 end
-redis.call('HSET', KEYS[9], ARGV[1], ARGV[2])
+local record = redis.call('HEXISTS', KEYS[1], 'name') == 0 and ARGV[14] or ARGV[2]
+redis.call('HSET', KEYS[9], ARGV[1], record)
 redis.call('HSET', KEYS[1], 'name', ARGV[11], 'known', '1')
 redis.call('HINCRBY', KEYS[1], 'granted', ARGV[4])
 redis.call('HINCRBY', KEYS[1], 'granted:' .. ARGV[5], ARGV[4])
@@ -67,4 +69,4 @@ if is_edge then
 end
 redis.call('XADD', KEYS[8], '*', 'entry', ARGV[8])
 pay_debt(now)
-return {'granted', ARGV[2]}
+return {'granted', record}

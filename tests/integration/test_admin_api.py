@@ -230,6 +230,16 @@ async def test_grants_are_listed_with_what_is_left_of_them(api: Api) -> None:
     assert (await api.call("GET", "/v1/orgs/nobody/grants"))[0] == 404
 
 
+async def test_the_answer_to_a_grant_says_that_it_made_the_org(api: Api) -> None:
+    grant = {"credits": "1"}
+    made = await api.ok("POST", "/v1/orgs/amce/grants", grant, Idempotency_Key="one")
+    assert made["new_org"] is True
+    assert await api.ok("POST", "/v1/orgs/amce/grants", grant, Idempotency_Key="one") == made
+    assert "new_org" not in await api.ok("POST", "/v1/orgs/amce/grants", grant, Idempotency_Key="two")
+    await api.ok("PUT", "/v1/orgs/set-up", {})
+    assert "new_org" not in await api.ok("POST", "/v1/orgs/set-up/grants", grant, Idempotency_Key="one")
+
+
 async def test_admins_make_any_token_and_see_them_all(api: Api) -> None:
     expires = format_time(now_us() + HOUR)
     for body in ({"role": "admin"}, {"role": "scheduler", "org": "acme"}, {"role": "viewer", "org": "x", "note": "n"}):

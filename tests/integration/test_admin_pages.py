@@ -172,6 +172,8 @@ async def test_an_org_is_made_once_and_edited_with_a_word_in_the_journal(site: S
     assert (balance.contact, balance.credit_line_micro, balance.unlimited) == ("ann@new", 2_500_000, False)
     again = await admin.send("/console/new-org", {"org": "new/org"})
     assert (again.status, "is there already" in again.text) == (422, True)
+    near = await admin.send("/console/new-org", {"org": "new/orgs"})
+    assert "made beside new/org, which is very like it" in (await admin.get(str(near.where))).text
     path = "/console/orgs/new%2Forg/settings"
     page = await admin.get(path)
     revision = re.search(r'name="revision" value="([^"]+)"', page.text)
@@ -290,7 +292,7 @@ async def test_a_grant_with_everything(site: Site, admin: Browser) -> None:
         ({"credits": "0.0000001"}, "digits"),
         ({"credits": "9007199255"}, "larger"), ({"reason": ""}, "Why?"), ({"source": "loan"}, "expected one of"),
         ({"expires_at": "tomorrow"}, "not a time like"), ({"expires_at": "2001-01-01T00:00"}, "is over"),
-        ({"effective_at": "2027-01-01T00:00", "expires_at": "2026-12-31T00:00"}, "not after effective_at"),
+        ({"effective_at": "2027-01-01T00:00", "expires_at": "2026-12-31T00:00"}, "not after “In force from”"),
         ({"effective_at": "9999-12-31T23:59"}, "1970 and 2255"), ({"key": "mine"}, "not whole"),
         ({"key": "console:" + "x" * 300}, "not whole"), ({"key": "payment:1"}, "not whole"),
         ({"presets": "a\x01b"}, "control characters"), ({"clusters": ",".join(map(str, range(60)))}, "at most 50"),
