@@ -9,6 +9,7 @@ import click
 
 from cli.base import Command, Credits, F, Group, csv_option, json_option, open_ledger, settings, who, with_ledger
 from cli.output import print_json, print_rows
+from ledger.admission_request import COUNT_MAX, RUNTIME_SECONDS_MAX
 
 if TYPE_CHECKING:
     from config.settings import Settings
@@ -24,8 +25,8 @@ _REQUEST: tuple[Callable[[F], F], ...] = (
     click.option("--user", default="", help="Who submits it."),
     click.option("--kind", type=click.Choice(("job", "app")), default="job", show_default=True),
     click.option("--app", help="The app, for its own rate."),
-    click.option("--count", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="How many at once."),
-    click.option("--max-runtime-seconds", type=click.IntRange(1), help="Its time limit."),
+    click.option("--count", type=click.IntRange(1, COUNT_MAX), default=1, show_default=True, help="How many at once."),
+    click.option("--max-runtime-seconds", type=click.IntRange(1, RUNTIME_SECONDS_MAX), help="Its time limit."),
 )
 
 

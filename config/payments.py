@@ -28,14 +28,14 @@ def minor_digits(currency: str) -> int:
 
 
 def _positive_credits(text: str) -> int:
-    micro = parse_credits(Decimal(text))
+    micro = parse_credits(text)
     if micro <= 0:
         raise AmountError(f"amount {text!r} is not more than 0")
     return micro
 
 
 def _positive_price(text: str) -> Decimal:
-    if parse_decimal(Decimal(text), PRICE_DIGITS, "price") <= 0:
+    if parse_decimal(text, PRICE_DIGITS, "price") <= 0:
         raise AmountError(f"price {text!r} is not more than 0")
     return Decimal(text)
 

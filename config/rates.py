@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
 from config import values
 from config.fields import At, File, Refused, Unusable, choice
-from config.problems import ConfigError, Problem, nearest, shown
+from config.problems import ConfigError, Problem, near_miss, shown
 from config.yaml_nodes import Sequence, parse_yaml, read_bytes
 from ledger.model import RatePlan, RateTable
 from ledger.money import AmountError, parse_rate
@@ -114,7 +113,7 @@ def _read_group(at: At, group: str, places: dict[tuple[str, str], At] | None = N
 
 def _read_rate(at: At) -> int:
     try:
-        return parse_rate(Decimal(values.decimal_text(at, "40.5")))
+        return parse_rate(values.decimal_text(at, "40.5"))
     except (AmountError, Refused) as error:
         at.refuse(str(error))
         raise Unusable from None
@@ -155,17 +154,12 @@ def _refuse_slips(overlay: _Overlay, before: Tables) -> None:
     for (group, name), at in overlay.places.items():
         if name in before[group]:
             continue
-        match = nearest(name, [known for known in before[group] if _digits(known) == _digits(name)], _SLIP)
+        match = near_miss(name, before[group], _SLIP)
         if match is not None:
             at.refuse(
                 f"{shown(name)} has no rate before; did you mean '{match}'? "
                 f"If it is a new one, say so: {{{_UNITS[group]}: ..., new: true}}"
             )
-
-
-def _digits(name: str) -> str:
-    # Names that differ in digits (a100-2, a100-4) are siblings.
-    return "".join(letter for letter in name if letter.isdigit())
 
 
 def _known(at: At, *names: str) -> dict[str, At]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final
@@ -56,7 +55,7 @@ def _read_redis_url(at: At) -> str:
 
 
 def _as_credits(text: str) -> int:
-    micro = parse_credits(Decimal(text))
+    micro = parse_credits(text)
     if micro < 0:
         raise AmountError(f"amount {text!r} is negative")
     return micro

@@ -10,6 +10,11 @@ import msgspec
 LISTED_US: Final = 86_400_000_000
 """How long a hold lives whose work a source lists, without a word of that source: it says when it is over."""
 
+COUNT_MAX: Final = 10_000_000
+"""How many units may be asked for at once, through whatever way: more than the tasks of any array of Slurm."""
+RUNTIME_SECONDS_MAX: Final = 10 * 366 * 86_400
+"""The longest time limit that can be said."""
+
 
 class AdmissionRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Work that wants to start, `count` times over (an array, replicas): all of it or none.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import lru_cache
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 from aiohttp import web
@@ -19,11 +19,9 @@ from enforcer.bodies import answer, name, read_json, required_name
 from enforcer.callers import WAITED
 from enforcer.problems import Problem
 from ledger.admission import AdmissionRequest
+from ledger.admission_request import COUNT_MAX, RUNTIME_SECONDS_MAX
 from ledger.admission_shapes import decision_shape, quote_shape
 from ledger.hold_ids import HOLD_ID_MAX, org_of_hold
-
-COUNT_MAX: Final = 10_000_000
-SECONDS_MAX: Final = 10 * 366 * 86_400
 
 
 class AdmissionBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -37,7 +35,7 @@ class AdmissionBody(msgspec.Struct, forbid_unknown_fields=True):
     preset: Name | None = None
     app: Name | None = None
     workload_id: Name | None = None
-    max_runtime_seconds: Annotated[int, said(minimum=1, maximum=SECONDS_MAX)] | None = None
+    max_runtime_seconds: Annotated[int, said(minimum=1, maximum=RUNTIME_SECONDS_MAX)] | None = None
     count: Annotated[int, said(minimum=1, maximum=COUNT_MAX)] = 1
     dry_run: bool = False
 
@@ -48,10 +46,9 @@ class AdmissionBody(msgspec.Struct, forbid_unknown_fields=True):
         if not self.preset and not self.app:
             raise Problem(422, "invalid", "preset: is needed to know the rate (an app may name only its app)")
         seconds = self.max_runtime_seconds
-        if seconds is not None and not 1 <= seconds <= SECONDS_MAX:
-            raise Problem(
-                422, "invalid", f"max_runtime_seconds: {seconds} is not from 1 to {SECONDS_MAX}; null: no limit"
-            )
+        if seconds is not None and not 1 <= seconds <= RUNTIME_SECONDS_MAX:
+            said = f"max_runtime_seconds: {seconds} is not from 1 to {RUNTIME_SECONDS_MAX}; null: no limit"
+            raise Problem(422, "invalid", said)
         if not 1 <= self.count <= COUNT_MAX:
             raise Problem(422, "invalid", f"count: {self.count} is not from 1 to {COUNT_MAX}")
         cluster, org, project, user, preset, app = _names(

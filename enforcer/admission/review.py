@@ -7,14 +7,14 @@ from typing import Any, Final
 
 import msgspec
 
+from api.explain import explain
 from config.kubernetes_rules import place
 from config.preset_sizes import Container, FittingPresets, Size, pod_size
 from config.sources import KubernetesSource
-from ledger.admission import AdmissionRequest
+from ledger.admission_request import COUNT_MAX, AdmissionRequest
 from ledger.names import is_name
 
 API_VERSION: Final = "admission.k8s.io/v1"
-COUNT_MAX: Final = 1_000_000
 _WARNING_MAX: Final = 240
 _REASONS: Final = {400: "BadRequest", 403: "Forbidden", 500: "InternalError"}
 
@@ -138,8 +138,10 @@ def parse_review(data: bytes) -> ReviewRequest:
     """Raises: NotAReview."""
     try:
         review = msgspec.json.decode(data, type=_Review)
+    except msgspec.ValidationError as error:
+        raise NotAReview(f"This is no AdmissionReview: {explain(str(error), _Review)}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise NotAReview(f"The body is not an AdmissionReview: {error}") from error
+        raise NotAReview(f"The body is not JSON: {error}") from error
     if review.kind != "AdmissionReview" or review.api_version != API_VERSION:
         raise NotAReview(f"This takes an AdmissionReview of {API_VERSION}.")
     if review.request is None or not review.request.uid:
@@ -260,5 +262,5 @@ def _pods_of(job: _Object | None) -> int | None:
         done = 0 if job.status is None else job.status.succeeded or 0
         count = min(count, max(0, spec.completions - done)) if spec.completions >= 0 else -1
     if not 0 <= count <= COUNT_MAX:
-        raise NotAReview(f"A job of {count} pods at once is not checked.")
+        raise NotAReview(f"A job of {count} pods at once cannot be checked; expected 0 to {COUNT_MAX}.")
     return 0 if spec.suspend else count

@@ -108,6 +108,24 @@ def test_a_grant_counts_once_for_its_key_and_another_body_is_refused(lab: Lab) -
     assert entries[0]["who"].startswith("cli:")
 
 
+def test_a_grant_says_that_the_org_is_new_and_which_one_it_may_have_been_meant_for(lab: Lab) -> None:
+    first = lab.run("grant", "acme", "10", "--idempotency-key", "k", "--json")
+    assert (json.loads(first.stdout)["new_org"], first.stderr) == (True, "note: org 'acme' is new\n")
+    again = lab.run("grant", "acme", "10", "--idempotency-key", "k", "--json")
+    assert json.loads(again.stdout) == {**json.loads(first.stdout), "replayed": True}
+    more = lab.run("grant", "acme", "10", "--json")
+    assert ("new_org" in json.loads(more.stdout), more.stderr, again.stderr) == (False, "", "")
+    typo = lab.run("grant", "amce", "10", "--idempotency-key", "t", "--source", "gift")
+    assert typo.returncode == 0
+    assert typo.stdout == "granted: 10 credits to amce (gift); available 10\nidempotency key: t\n"
+    note, remedy = typo.stderr.splitlines()
+    assert note == "note: org 'amce' is new; did you mean 'acme'?"
+    lab.ok(*remedy.partition("credits ")[2].split())
+    assert lab.json("balance", "amce")["available"] == "0"
+    assert lab.run("org", "set", "acmee").stderr == "note: org 'acmee' is new; did you mean 'acme'?\n"
+    assert lab.run("org", "set", "acme2").stderr == ""  # siblings have numbers
+
+
 def test_a_grant_that_starts_later_or_has_expired_does_not_count(lab: Lab) -> None:
     lab.ok("grant", "acme", "10", "--effective-at", "2100-01-01")
     lab.ok("grant", "acme", "3", "--effective-at", "2020-01-01", "--expires-at", "2021-01-01T00:00:00+02:00")
@@ -144,6 +162,7 @@ def test_a_grant_that_starts_later_or_has_expired_does_not_count(lab: Lab) -> No
         (["token", "create", "--role", "owner"], "name it"),
         (["admit", "acme"], "name a PRESET"),
         (["admit", "", "gpu-large"], "org ''"),
+        (["admit", "acme", "gpu-large", "--count", "10000001"], "10000001 is not in the range 1<=x<=10000000"),
         (["admit", "acme", "gpu-large", "--count", "x"], "'x' is not a whole number; see `credits admit --help`"),
         (["org", "set", "acme", "--contact"], "see `credits org set --help`"),
         (["budget", "set", "acme", "vision", "1", "--timezone", "Europe/Berln"], "did you mean 'Europe/Berlin'?"),
@@ -236,6 +255,8 @@ def test_admission_holds_and_refuses(lab: Lab) -> None:
     # Refusals stand in the journal, dry runs do not.
     types = [(entry["type"], entry.get("code")) for entry in lab.json("journal", "acme")["items"]]
     assert types == [("grant", None), ("refusal", "no_credits")]
+    many = json.loads(lab.run(*request[:-1], "--count", "10000000", "--json").stdout)  # as many as over HTTP
+    assert (many["code"], many["required"]) == ("no_credits", "101250000")
     unpriced = json.loads(lab.run("admit", "acme", "gpu-lagre", "--json").stdout)
     assert unpriced["code"] == "unpriced"
     assert "gpu-large" in unpriced["reason"]

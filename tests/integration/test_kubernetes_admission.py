@@ -464,6 +464,22 @@ async def test_garbage_is_a_400(hook: Webhook, body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({"uid": 5}, "request.uid: expected a text, not a whole number"),
+        ({"uid": "1", "dryRun": "no"}, "request.dryRun: expected true or false or null, not a text"),
+        (
+            {"uid": "1", "object": {"spec": {"activeDeadlineSeconds": 1.5}}},
+            "request.object.spec.activeDeadlineSeconds: expected a whole number or null, not a number",
+        ),
+    ],
+)
+async def test_the_field_of_a_review_that_is_wrong_is_named(hook: Webhook, request_: Any, field: str) -> None:
+    _, problem = await hook.post(json.dumps({**V1, "request": request_}).encode())
+    assert problem["detail"] == f"This is no AdmissionReview: {field}"
+
+
+@pytest.mark.parametrize(
     "what",
     [
         None,

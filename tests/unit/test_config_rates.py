@@ -58,9 +58,6 @@ def test_the_example_is_as_the_contract_shows_and_prices_what_the_simulated_clus
         ("'40.5'", 40_500_000_000),
         ("0.1", 100_000_000),
         ("0.000000001", 1),
-        ("1e3", 1_000_000_000_000),
-        ("1.5e-3", 1_500_000),
-        (".5", 500_000_000),
         ("2.50", 2_500_000_000),
     ],
 )
@@ -71,7 +68,8 @@ def test_a_rate_is_the_decimal_that_is_written(rate: str, nano: int):
 @pytest.mark.parametrize(
     "rate",
     ["1:30", "010", "0x1F", "0b1", "0o7", "1_000", ".nan", "nan", ".inf", "Infinity", "no", "true", "'1,5'", "'1 '",
-     "40.5 credits", "'١'", "1e", "e5", ".", "'" + "1" * 65 + "'", "2027-01-01"],
+     "40.5 credits", "'١'", "1e", "e5", ".", "'" + "1" * 65 + "'", "2027-01-01", "1e2", "'1e2'", "1.5e-3", "+1", ".5",
+     "5."],
 )  # fmt: skip
 def test_what_is_no_plain_decimal_number_is_refused(rate: str):
     assert "is not a plain decimal number; write it like 40.5" in refusals(preset(rate))[0]
@@ -82,8 +80,6 @@ def test_what_is_no_plain_decimal_number_is_refused(rate: str):
     [
         ("-1", "rate '-1' is negative"),
         ("0.1234567891", "rate '0.1234567891' has more than 9 digits after the point"),
-        ("1e-10", "has more than 9 digits after the point"),
-        ("1e200", "is out of range"),
         ("10000000", "is larger than 9007199.254740991 credits"),
         ("", "is nothing; expected a decimal number like 40.5"),
         ("[1]", "is a list; expected a decimal number like 40.5"),
@@ -274,7 +270,7 @@ def test_any_rates_are_read_as_they_are_written(
 
 @given(st.decimals(0, 9_000_000, places=9), st.booleans())
 def test_every_decimal_keeps_its_exact_value(rate: Decimal, quoted: bool):
-    text = f"'{rate}'" if quoted else str(rate)
+    text = f"'{rate:f}'" if quoted else f"{rate:f}"
     assert Fraction(rate) * NANO == plan(preset(text)).steps[0][1].presets["x"]
 
 
