@@ -12,6 +12,7 @@ from console import texts
 from console.budget_bars import PERIOD_WORDS, budget_bars
 from console.desk import Desk
 from console.pages import org_url
+from console.refused import beside
 from console.typed import typed_credits
 from console.usage_pages import suggested_names
 from ledger.admission_shapes import WEEKDAYS
@@ -67,8 +68,8 @@ class BudgetPages:
                 errors[""] = _CHANGED
                 values["tag"] = ""
             except InvalidRequest as error:
-                field, _, rest = str(error).partition(" ")
-                errors[field if field in values else ""] = rest if field in values else str(error)
+                field, text = beside(error, {name: name for name in values})
+                errors[field] = text
         if errors:
             return await self._list(request, values, errors)
         said = f"The budget of {_whose(values)} is {format_micro(micro)} credits {PERIOD_WORDS[values['period']]}."

@@ -10,6 +10,7 @@ from typing import Final
 from aiohttp import web
 
 from console.desk import Desk
+from console.refused import beside
 from console.typed import typed_credits
 from ledger.corrections import REASON_MAX
 from ledger.errors import IdempotencyConflict, InvalidRequest
@@ -54,21 +55,8 @@ async def read_form(desk: Desk, request: web.Request, fields: Mapping[str, str])
 def note(error: IdempotencyConflict | InvalidRequest, values: Texts, errors: Texts, done: str) -> None:
     """What the ledger refused, beside the field that it is about. `done`: what this form did when it was first sent."""
     if isinstance(error, InvalidRequest):
-        field, text = _place(error, values)
+        field, text = beside(error, {name: name for name in values})
         errors[field] = text
         return
     errors[""] = f"This form was sent before, with other values, and that {done} was made: {error}"
     values["key"] = new_key()
-
-
-def _place(error: InvalidRequest, names: Mapping[str, str]) -> tuple[str, str]:
-    """(field, text) of what the ledger refused; field "" where it is about none of `names`.
-
-    The ledger begins with the name of what is wrong: `credits 5: a grant is ...`, `expires_at is not after ...`.
-    """
-    text = str(error)
-    field = text.partition(" ")[0].rstrip(":")
-    if field not in names:
-        return "", text
-    rest = text.removeprefix(field).lstrip(":").strip()
-    return field, rest[:1].upper() + rest[1:]

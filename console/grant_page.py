@@ -42,6 +42,8 @@ class GrantPage:
         org, zone = request.match_info["org"], self._desk.pages.zone(request)
         values, micro, errors = await read_form(self._desk, request, _EMPTY)
         effective, expires = (_moment(name, values, zone, errors) for name in ("effective_at", "expires_at"))
+        if effective is not None and expires is not None and expires <= effective:
+            errors["expires_at"] = "Is not after “In force from”: the grant would never count."
         if not errors:
             try:
                 receipt = await self._desk.ledger.accounts.grant(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from aiohttp import web
@@ -11,6 +13,7 @@ from api.routes import Route
 from config.notices import NoticeSettings
 from console.desk import CHANGE, CHANGED_MEANWHILE, SEE, Desk
 from console.pages import org_url
+from console.refused import beside
 from ledger.errors import Changed, InvalidRequest
 from ledger.notice_prefs import KINDS, NoticePreferences, Preferences, test_event, wanted_hook, why_nobody
 
@@ -22,6 +25,9 @@ _TITLES: Final = {
     "refund": "Refunds and disputes",
     "top_up": "Auto top-up: done, failed, paused, or at its cap",
 }
+_FIELDS: Final = {"email": "email", "runway_hours": "runway_hours", "webhook.url": "url"}
+"""Names of the API -> fields of the form."""
+_HOURS: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 _PATH: Final = "/console/orgs/{org}/notices"
 
 
@@ -64,10 +70,11 @@ class NoticesPage:
                 org, wanted, **self._desk.signed(request), if_revision=values["revision"]
             )  # fmt: skip
         except InvalidRequest as error:
-            return await self._page(request, values, kinds, problem=str(error))
+            return await self._page(request, values, kinds, errors=dict([beside(error, _FIELDS)]))
         except Changed:
             found = await self._preferences.read(org)
-            return await self._page(request, _values(found), list(found.kinds), problem=CHANGED_MEANWHILE, status=409)
+            errors = {"": CHANGED_MEANWHILE}
+            return await self._page(request, _values(found), list(found.kinds), errors=errors, status=409)
         if is_new and hook is not None:
             return await self._page(request, _values(after), kinds, secret=hook.secret)
         return self._desk.pages.redirect(request, org_url(org, "notices"), "The preferences are saved.")
@@ -85,17 +92,17 @@ class NoticesPage:
         return self._desk.pages.redirect(request, here, "A test is on its way; it takes up to a minute.")
 
     async def _page(
-        self, request: web.Request, values: Mapping[str, Any], kinds: list[str], *, problem: str = "", secret: str = "",
-        status: int = 422,
+        self, request: web.Request, values: Mapping[str, Any], kinds: list[str], *,
+        errors: Mapping[str, str] = MappingProxyType({}), secret: str = "", status: int = 422,
     ) -> web.Response:  # fmt: skip
         await self._desk.ledger.accounts.balance(request.match_info["org"])  # says it where there is no such org
         return self._desk.pages.render(
             request,
             "notices.html",
-            status=status if problem else 200,
+            status=status if errors else 200,
             values=values,
             kinds=[(kind, _TITLES[kind], kind in kinds) for kind in KINDS],
-            problem=problem,
+            errors=errors,
             secret=secret,
             has_mail=self._settings.smtp is not None,
             may_change=self._desk.may_change(request),
@@ -112,7 +119,7 @@ def _values(found: Preferences) -> dict[str, str]:
 
 
 def _hours(text: str) -> float:
-    try:
-        return float(text.strip() or "0")
-    except ValueError:
-        raise InvalidRequest(f"runway_hours: {text!r:.40} is not a number of hours") from None
+    text = text.strip() or "0"
+    if _HOURS.fullmatch(text) is None:
+        raise InvalidRequest(f"runway_hours: {text!r:.40} is not a number of hours like 24 or 0.5")
+    return float(text)

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from console.desk import Desk, page_number
 from console.moments import read_moment
+from console.refused import beside
 from ledger.errors import InvalidRequest, LastAdmin, UnknownOrg
 from ledger.tokens import NOTE_MAX, ORG_ROLES, ROLES, Token
 
@@ -58,8 +59,8 @@ class TokenPages:
                     request, "token_made.html", status=201, record=record, token=token, is_known=is_known
                 )  # fmt: skip
             except InvalidRequest as error:
-                field = str(error).partition(" ")[0].rstrip(":")
-                errors[field if field in values else ""] = str(error)
+                field, text = beside(error, {name: name for name in values})
+                errors[field] = text
         return await self._list(request, values, errors)
 
     async def _is_known(self, org: str) -> bool:

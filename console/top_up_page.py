@@ -13,6 +13,7 @@ from api.routes import Route
 from console.desk import CHANGE, CHANGED_MEANWHILE, Desk
 from console.pages import org_url
 from console.payments import Till
+from console.refused import beside
 from console.top_up_api import COOL_DOWN_MINUTES, end_top_up, make_terms
 from console.typed import typed_credits
 from ledger.errors import Changed, InvalidRequest
@@ -52,7 +53,7 @@ class TopUpPage:
     async def page(self, request: web.Request) -> web.Response:
         """Raises: UnknownOrg, LedgerUnavailable."""
         found = await self._till.top_ups.read(request.match_info["org"])
-        return await self._page(request, found, _values(found, self._desk.ledger.clock()))
+        return await self._page(request, found, _values(found, self._desk.ledger.clock()), {})
 
     async def save(self, request: web.Request) -> web.Response:
         """Sets the terms; where it was paused, it goes on. Raises: web.HTTPForbidden, UnknownOrg, LedgerUnavailable."""
@@ -73,7 +74,8 @@ class TopUpPage:
             address = self._desk.address_of(request)
             await self._till.top_ups.put(org, terms, address, if_revision=values["revision"])
         except InvalidRequest as error:
-            return await self._page(request, await self._till.top_ups.read(org), values, problem=str(error))
+            errors = dict([beside(error, {name: name for name in values})])
+            return await self._page(request, await self._till.top_ups.read(org), values, errors)
         except Changed:
             return await self._changed(request)
         said = "Auto top-up is on." if terms.enabled else "Auto top-up is off; its terms are kept."
@@ -94,20 +96,21 @@ class TopUpPage:
     async def _changed(self, request: web.Request) -> web.Response:
         found = await self._till.top_ups.read(request.match_info["org"])
         values = _values(found, self._desk.ledger.clock())
-        return await self._page(request, found, values, problem=CHANGED_MEANWHILE, status=409)
+        return await self._page(request, found, values, {"": CHANGED_MEANWHILE}, status=409)
 
     async def _page(
-        self, request: web.Request, found: TopUp, values: Mapping[str, str], *, problem: str = "", status: int = 422
-    ) -> web.Response:
+        self, request: web.Request, found: TopUp, values: Mapping[str, str], errors: Mapping[str, str], *,
+        status: int = 422,
+    ) -> web.Response:  # fmt: skip
         balance = await self._desk.ledger.accounts.balance(found.org)
         now = self._desk.ledger.clock()
         shape: dict[str, Any] = top_up_shape(found, now)
         return self._desk.pages.render(
             request,
             "top_up.html",
-            status=status if problem else 200,
+            status=status if errors else 200,
             values=values,
-            problem=problem,
+            errors=errors,
             shape=shape,
             state=_STATES[shape["state"]],
             why=reason_text(found.paused) if found.paused else "",

@@ -141,7 +141,7 @@ def check(wanted: Preferences) -> None:
         if kind not in KINDS:
             raise InvalidRequest(f"kinds: {kind!r:.40} is none of {', '.join(KINDS)}")
     if not 0 <= wanted.runway_hours <= RUNWAY_HOURS_MAX:
-        raise InvalidRequest(f"runway_hours: {wanted.runway_hours} is not from 0 to {RUNWAY_HOURS_MAX}")
+        raise InvalidRequest(f"runway_hours: {wanted.runway_hours:g} is not from 0 to {RUNWAY_HOURS_MAX}")
     if wanted.webhook is not None:
         _check_hook(wanted.webhook)
 

@@ -46,10 +46,15 @@ async def test_an_owner_says_whom_to_tell(lab: ConsoleLab) -> None:
     assert "ann@example.org" in (await owner.get(NOTICES)).text
     refused = await owner.send(NOTICES, {**fields, "email": "<script>"})
     assert refused.status == 422
-    assert "is not an address" in refused.text
+    assert 'aria-describedby="email-error email-hint" aria-invalid="true"' in refused.text
+    assert '<p class="error" id="email-error">&#39;&lt;script&gt;&#39; is not an address like' in refused.text
     assert "<script>" not in refused.text
     private = await owner.send(NOTICES, {**fields, "url": "https://10.0.0.1/"})
-    assert "no public address" in private.text
+    assert '<p class="error" id="url-error">&#39;https://10.0.0.1/&#39; is at 10.0.0.1, which is no pub' in private.text
+    for hours, wrong in (("1e2", "&#39;1e2&#39; is not a number of hours like 24"), ("9000", "9000 is not from 0 to ")):
+        said = (await owner.send(NOTICES, {**fields, "runway_hours": hours})).text
+        assert f'<p class="error" id="runway_hours-error">{wrong}' in said
+        assert not re.search("runway_hours:|webhook.url", said)  # the API's names
     hooked = await owner.send(NOTICES, {**fields, "url": "https://hooks.example.org/"})
     secret = re.search(r"<code>(whs_[^<]+)</code>", hooked.text)
     assert secret is not None
@@ -90,6 +95,7 @@ async def test_an_owner_sets_and_ends_auto_top_up(lab: ConsoleLab) -> None:
         refused = await owner.send(TOP_UP, {**TERMS, **wrong})
         assert refused.status == 422, wrong
         assert "Nothing was changed" in refused.text
+        assert f'<p class="error" id="{next(iter(wrong))}-error">' in refused.text
     off = {name: value for name, value in TERMS.items() if name != "enabled"}
     assert (await owner.send(TOP_UP, off)).status == 303
     assert (await top_ups.read("acme")).state(0) == "off"
