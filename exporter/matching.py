@@ -19,13 +19,15 @@ Lines = Callable[[str, str, str, bool], RateLine]
 class Origin:
     """Where a run begins to be billed here when it was billed elsewhere before: another org, until `at`.
 
-    `goes_on`: it is billed from `at` on also where it has no start of its own (storage).
+    `goes_on`: it is billed from `at` on also where it has no start of its own (storage). `limit_us`: the run time limit
+    it had there, perhaps from a hold that ended when it was charged.
     """
 
     at: int
     carry: int
     leg: int
     goes_on: bool = False
+    limit_us: int | None = None
 
 
 @dataclass(slots=True)

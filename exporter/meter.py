@@ -156,6 +156,8 @@ class Meter:
             run.limit_us = work.limits.get(observation.hold_id)
         if run.limit_us is None:
             run.limit_us = work.limits.get(observation.id)
+        if run.limit_us is None and origin is not None:
+            run.limit_us = origin.limit_us
         run.points = ((since, origin.carry if origin else 0, 0, units_of(observation)),)
         run.line = lines(row.kind, row.resource, row.app, observation.bills_app)
         self._settle(plan, work, observation)

@@ -38,12 +38,17 @@ class RoundReport:
 
 @dataclass(slots=True)
 class _Going:
-    """A round under way. `too_large`: orgs that could not be committed, and why."""
+    """A round under way.
+
+    `too_large`: orgs that could not be committed, and why; repeating that cannot help. `waiting`: orgs that take over
+    from these what they did not let go.
+    """
 
     snapshot: Snapshot
     lines: Lines
     report: RoundReport
     too_large: dict[str, TooLarge] = field(default_factory=dict)
+    waiting: set[str] = field(default_factory=set)
 
 
 class Rounds:
@@ -93,7 +98,7 @@ class Rounds:
                 await self.ledger.charging.set_source_mark(source, since)
         await self._count(snapshot)
         for error in going.too_large.values():
-            error.left = frozenset({*going.too_large, *going.report.failed})
+            error.left = frozenset({*going.too_large, *going.waiting, *going.report.failed})
             raise error
         return going.report
 
@@ -107,8 +112,14 @@ class Rounds:
         try:
             found = await self._takeovers.find(work, going.snapshot, going.lines)
             kept = {org for org in sorted(work) if not await self._let_go(org, seen.get(org), work[org], going)}
+            kept |= going.too_large.keys()
             left = found.contested | kept | work.keys() - seen.keys()
-            left |= await self._takeovers.secure(work, found, seen, kept)
+            for org, keys in (await self._takeovers.secure(work, found, seen, kept)).items():
+                leavers = {found.wanted[org][key].leaves for key in keys}
+                if leavers & going.too_large.keys():
+                    going.waiting.add(org)
+                if leavers - going.too_large.keys():
+                    left.add(org)
             concerned = {org for org, state in seen.items() if org in work or self._has_part(state)} - kept
             for org in sorted(concerned if only is None else concerned & (only | work.keys())):
                 if not await self._commit(org, seen[org], work.get(org) or OrgWork(), going):
@@ -131,6 +142,8 @@ class Rounds:
 
     async def _let_go(self, org: str, seen: OrgState | None, work: OrgWork, going: _Going) -> bool:
         """Close the runs that belong to other orgs now. False: not all of them."""
+        if org in going.too_large:
+            return False
         async with self.books.lock(org):
             state = await self.books.have(org)  # in doubt, if another source could not commit it meanwhile
             while work.moved:

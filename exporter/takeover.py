@@ -64,11 +64,10 @@ class TakeoverDesk:
 
     async def secure(
         self, work: dict[str, OrgWork], found: Takeovers, seen: dict[str, OrgState], kept: set[str]
-    ) -> set[str]:
+    ) -> dict[str, set[RunKey]]:
         """Write the claims and fence the orgs before, once they let go; what cannot be had is taken out of `work`.
 
-        `seen`: the orgs as `find` knew them. `kept`: those that did not let go. Returns the orgs of which something
-        was taken out: look at them again.
+        `seen`: the orgs as `find` knew them. `kept`: those that did not let go. Returns what was taken out, by org.
         """
         refused: dict[str, set[RunKey]] = {}
         fences: set[str] = set()
@@ -87,7 +86,7 @@ class TakeoverDesk:
             part = work[org]
             part.new = [observation for observation in part.new if key_of(observation) not in refused[org]]
             part.changed = [(run, observation) for run, observation in part.changed if run.key not in refused[org]]
-        return {org for org, keys in refused.items() if keys}
+        return {org: keys for org, keys in refused.items() if keys}
 
     async def _fence(self, org: str, seen: OrgState | None) -> bool:
         """Refuse what others may be about to commit for an org; False: it is not as it was seen, look again."""
@@ -208,7 +207,7 @@ class _Search:
                 self._work.setdefault(name, OrgWork()).moved.append((run, observation))
             cost, _ = cumulative(run.points, ended, suspended, run.line, at)
             formers = (name,) if name == claim.org else (claim.org, *claim.formers)
-            origin = Origin(at, cost % COST_DENOMINATOR, run.leg + 1)
+            origin = Origin(at, cost % COST_DENOMINATOR, run.leg + 1, limit_us=run.limit_us)
         others = tuple(former for former in dict.fromkeys(formers) if former != org)
         after = Claim(org, origin.at, origin.carry, origin.leg, others)
         if not is_open and observation.kind == "storage":

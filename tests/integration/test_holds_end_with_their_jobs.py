@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from ledger.admission import AdmissionRequest
 from ledger.model import Observation, RatePlan, RateTable, Snapshot
@@ -15,12 +16,12 @@ pytestmark = pytest.mark.redis
 PLAN = RatePlan("default", ((0, RateTable({"p": 60 * NANO})),))
 
 
-async def admitted(bench_: Bench, count: int = 1, workload: str | None = None) -> str:
+async def admitted(bench_: Bench, count: int = 1, workload: str | None = None, limit_us: int = HOUR) -> str:
     await bench_.ledger.rates.publish(PLAN)
     await bench_.ledger.accounts.grant("acme", 1000 * MICRO, key="k", who="t")
     request = AdmissionRequest(
         cluster="default", org="acme", project="x", user="ann", kind="job", preset="p", app=None,
-        workload_id=workload, max_runtime_us=HOUR, count=count, dry_run=False,
+        workload_id=workload, max_runtime_us=limit_us, count=count, dry_run=False,
     )  # fmt: skip
     decision = await bench_.ledger.admissions.admit(request)
     assert decision.hold_id is not None, decision
@@ -66,4 +67,17 @@ async def test_a_job_that_ends_in_the_second_it_starts_leaves_no_hold(valkey_url
         assert await in_holds(bench_) == 0
         balance = await bench_.ledger.accounts.balance("acme")
         assert (balance.held_micro, balance.spent_micro, balance.holds) == (0, 0, 0)
+        assert (await verify(bench_.ledger))["ok"]
+
+
+async def test_a_job_that_moves_to_another_org_keeps_the_time_limit_that_only_its_hold_knew(valkey_url: str) -> None:
+    clock = [T0]
+    async with bench(valkey_url, clock) as bench_:
+        job = task("1", await admitted(bench_, limit_us=20 * MINUTE), T0)
+        await bench_.ledger.accounts.grant("zeta", 1000 * MICRO, key="k", who="t")
+        for minute, org in ((1, "acme"), (10, "zeta"), (11, "zeta")):
+            clock[0] = T0 + minute * MINUTE
+            await bench_.take(Snapshot("test", "default", clock[0], [replace(job, org=org)]))
+        zeta = await bench_.ledger.accounts.balance("zeta")
+        assert (zeta.spent_micro, zeta.held_micro) == (1 * MICRO, 9 * MICRO)
         assert (await verify(bench_.ledger))["ok"]

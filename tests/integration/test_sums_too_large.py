@@ -104,3 +104,31 @@ async def test_what_could_not_be_committed_leaves_no_gap_for_a_source_of_another
         assert not report.failed
         await charging.load("acme")
         assert (await verify(bench_.ledger))["ok"]
+
+
+async def test_an_org_that_cannot_let_go_is_tried_once_a_round_and_so_is_who_takes_over(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [T0 + MINUTE]
+    async with bench(valkey_url, clock, epoch=T0) as bench_:
+        await bench_.ledger.rates.publish(PLAN)
+        mine, other = replace(JOB, resource="dear"), replace(JOB, id="theirs", org="zeta")
+        await take(bench_, clock[0], mine, other)
+        looks = 0
+        confirm = bench_.books.confirm
+
+        async def counted() -> None:
+            nonlocal looks
+            looks += 1
+            await confirm()
+
+        monkeypatch.setattr(bench_.books, "confirm", counted)
+        for hours in (1100, 1101):
+            clock[0] = T0 + hours * HOUR
+            with pytest.raises(TooLarge) as raised:
+                await take(bench_, clock[0], replace(mine, org="zeta"), other)
+            assert raised.value.left == {"acme", "zeta"}, "what zeta takes over is not charged yet"
+        assert looks == 2
+        zeta = await bench_.ledger.accounts.balance("zeta")
+        assert zeta.spent_micro == (clock[0] - T0) // 60
+        assert (await verify(bench_.ledger))["ok"]
