@@ -53,14 +53,13 @@ def console_side(
     settings = given.console
     store = SessionStore(ledger.client, settings.session_hours * 3600, settings.idle_minutes * 60, ledger.clock)
     sessions = Sessions(store, settings)
-    pages = Pages(sessions, token_of)
+    pages = Pages(sessions, token_of, without=() if till is not None else ("/topup",))
     button = None if settings.oidc is None else settings.oidc.button
     audit = Audit(ledger.client, ledger.clock)
     door = Door(pages, sessions, ledger.tokens, failures, audit, address_of, button)
     desk = Desk(ledger, pages, till, address_of)
     calls = [*pages.calls(), *SignIn(door).calls(), *org_calls(desk), *admin_calls(desk, given)]
-    calls += NoticesPage(desk, given.notices).calls()
-    calls += TopUpPage(desk).calls() if till is not None else []
+    calls += [*NoticesPage(desk, given.notices).calls(), *TopUpPage(desk).calls()]
     if provider is not None:
         calls += OidcSignIn(door, provider).calls()
     return ConsoleSide(sessions.identify, pages.error_page, calls)

@@ -91,7 +91,7 @@ class BuyPages:
         org, till = request.match_info["org"], self._desk.till
         balance = await self._desk.ledger.accounts.balance(org)
         if till is None:
-            return self._desk.pages.render(request, "buy_not.html")
+            return self._desk.pages.render(request, "not_sold.html", title="Buy credits")
         terms, number = till.settings, page_number(request)
         orders = await till.purchases.orders(org)
         start = (number - 1) * _AT_ONCE

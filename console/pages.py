@@ -73,10 +73,13 @@ class Place(NamedTuple):
 class Pages:
     """Renders the templates of the console and serves its style sheet and script."""
 
-    def __init__(self, sessions: SessionForms, token_of: Callable[[web.Request], Token]) -> None:
-        """`token_of`: the signed-in person of a guarded request."""
+    def __init__(
+        self, sessions: SessionForms, token_of: Callable[[web.Request], Token], *, without: Collection[str] = ()
+    ) -> None:
+        """`token_of`: the signed-in person of a guarded request. `without`: ends of ORG_PLACES that are not offered."""
         self.sessions = sessions
         self.token_of = token_of
+        self._without = frozenset(without)
         there = (files("console") / "static").iterdir()
         self._static = {file.name: file.read_bytes() for file in there if file.name.endswith(tuple(_TYPES))}
         self._places: dict[int, frozenset[str]] = {}
@@ -192,7 +195,7 @@ class Pages:
         return [
             Place(base + end, title, own == _OF_ORG + end or (end != "" and own.startswith(f"{_OF_ORG}{end}/")))
             for end, title in ORG_PLACES
-            if _OF_ORG + end in there and end not in hidden
+            if _OF_ORG + end in there and end not in hidden | self._without
         ]
 
     def _admin_places(self, request: web.Request, caller: Token | None) -> list[Place]:

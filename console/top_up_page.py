@@ -35,20 +35,30 @@ _STATES: Final = {
 
 
 class TopUpPage:
-    """Its forms are for owners and admins only."""
+    """Its forms are for owners and admins only. Without a till it says that nothing is sold, and has none."""
 
     def __init__(self, desk: Desk) -> None:
-        assert desk.till is not None, "nothing is sold, so there is no such page"
         self._desk = desk
-        self._till: Till = desk.till
 
     def calls(self) -> list[Route]:
         """Who may use it."""
+        if self._desk.till is None:
+            return [Route("GET", _PATH, self.not_sold, CHANGE, "session")]
         return [
             Route("GET", _PATH, self.page, CHANGE, "session"),
             Route("POST", _PATH, self.save, CHANGE, "session"),
             Route("POST", f"{_PATH}/end", self.end, CHANGE, "session"),
         ]
+
+    @property
+    def _till(self) -> Till:
+        assert self._desk.till is not None, "the forms are only there with a till"
+        return self._desk.till
+
+    async def not_sold(self, request: web.Request) -> web.Response:
+        """What to do about it. Raises: UnknownOrg, LedgerUnavailable."""
+        await self._desk.ledger.accounts.balance(request.match_info["org"])
+        return self._desk.pages.render(request, "not_sold.html", title="Auto top-up")
 
     async def page(self, request: web.Request) -> web.Response:
         """Raises: UnknownOrg, LedgerUnavailable."""

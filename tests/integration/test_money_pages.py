@@ -133,9 +133,16 @@ def revision_in(page: str) -> str:
     return found[1]
 
 
-async def test_where_nothing_is_sold_there_is_no_auto_top_up(valkey_url: str) -> None:
+async def test_where_nothing_is_sold_the_pages_say_so_and_what_to_do(valkey_url: str) -> None:
     async with console_lab(valkey_url, since_us=NOW - HOUR_US, sells=False) as lab:
-        await lab.ledger.accounts.grant("acme", CREDIT, key="k", who="t")
-        owner = await signed_in(lab, "owner")
-        assert (await owner.get(TOP_UP)).status == 404
-        assert f'href="{TOP_UP}"' not in (await owner.get(NOTICES)).text
+        await lab.ledger.accounts.grant("acme", 100 * CREDIT, key="k", who="t")
+        for role, remedy in (("owner", "Ask an administrator"), ("admin", "add a section “payments”")):
+            browser = await signed_in(lab, role)
+            for path, title in ((TOP_UP, "Auto top-up"), ("/console/orgs/acme/buy", "Buy credits")):
+                page = await browser.get(path)
+                assert (page.status, f"<h1>{title}</h1>" in page.text) == (200, True)
+                assert "No credits are sold here." in page.text
+                assert remedy in page.text
+                assert "<form method" not in page.text.partition("<main")[2]
+                assert f'href="{TOP_UP}"' not in page.text  # it is no place to go to
+        assert (await browser.get("/console/orgs/nobody/topup")).status == 404
