@@ -60,28 +60,40 @@ def webhook_make(
     shows_certificate = tls is not None and tls.client_ca is not None
     cert, key = directory / "tls.crt", directory / "tls.key"
 
-    async def work() -> str | None:
-        if token is not None or shows_certificate:
-            return token
+    async def make_token() -> tuple[str, str, list[str]]:
+        """(token, its id, ids of those that were made for this before)"""
+        note = f"API server of {source.cluster}"
         async with open_ledger(given) as ledger:
-            _, secret = await ledger.tokens.create("scheduler", note=f"API server of {source.cluster}", who=who())
-            return secret
+            kept = [record for record, _ in await ledger.tokens.list()]
+            before = [one.id for one in kept if (one.role, one.org, one.note) == ("scheduler", None, note)]
+            record, secret = await ledger.tokens.create("scheduler", note=note, who=who())
+            return secret, record.id, before
 
     is_there = cert.exists() and key.exists()
     if is_there:
         check_pair(cert, hosts[0])
     else:
         make_pair(directory, hosts)
+    token_id, before = None, list[str]()
+    if token is None and not shows_certificate:
+        token, token_id, before = asyncio.run(make_token())
     text = webhook_configuration(
-        source, cert.read_bytes(), token=asyncio.run(work()), url=url, service=place, fail_open=fail_open,
+        source, cert.read_bytes(), token=token, url=url, service=place, fail_open=fail_open,
         decision_seconds=given.admission.decision_seconds,
     )  # fmt: skip
     if as_json:
-        print_json({"cert": str(cert), "key": str(key), "configuration": yaml.safe_load(text)})
+        about_token = {} if token_id is None else {"token_id": token_id, "tokens_before": before}
+        print_json({"cert": str(cert), "key": str(key), "configuration": yaml.safe_load(text), **about_token})
         return
     click.echo(text, nl=False)
     made = "is there already and is used" if is_there else f"is made for {', '.join(hosts)}"
     click.echo(f"The pair {made}. Settings: enforcer: {{tls: {{cert: {cert}, key: {key}}}}}", err=True)
+    if token_id is not None:
+        click.echo(f"The token in it is new; its id is {token_id}.", err=True)
+    if before:
+        click.echo("Once this is applied, revoke what was made for it before:", err=True)
+        for one in before:
+            click.echo(f"  credits token revoke {one}", err=True)
 
 
 def _source(given: Settings, cluster: str | None) -> KubernetesSource:

@@ -137,6 +137,21 @@ def test_a_webhook_that_was_made_is_answered(lab: Lab) -> None:
     assert (row["user"], row["preset"], row["count"]) == ("ann", "gpu-large", 1)
 
 
+def test_a_webhook_that_is_made_again_says_which_token_to_revoke(lab: Lab) -> None:
+    settings(lab)
+    lab.ok("token", "create", "--role", "scheduler", "--note", "Slurm")  # another one's
+    make = ("webhook", "make", "--dir", "tls", "--url", "https://127.0.0.1:9471")
+    first = lab.json(*make)
+    assert first["tokens_before"] == []
+    second = lab.run(*make)
+    revoke = f"credits token revoke {first['token_id']}"
+    assert second.stderr.endswith(f"revoke what was made for it before:\n  {revoke}\n")
+    lab.ok(*revoke.split()[1:])
+    third = lab.json(*make)
+    assert len(third["tokens_before"]) == 1
+    assert f"its id is {third['tokens_before'][0]}." in second.stderr
+
+
 def test_a_webhook_behind_a_service(lab: Lab) -> None:
     service = ("webhook", "make", "--dir", "tls", "--service", "enforcer", "--namespace", "credits", "--token", "act_x")
     made = lab.json(*service)
@@ -149,6 +164,7 @@ def test_a_webhook_behind_a_service(lab: Lab) -> None:
     assert (lab.directory / "tls/tls.crt").read_bytes() == pair
     other = lab.run("webhook", "make", "--dir", "tls", "--service", "enforcer", "--namespace", "other")
     assert (other.returncode, "tls.crt is not for enforcer.other.svc; move" in other.stderr) == (2, True)
+    assert "token_id" not in made
     assert lab.json("token", "list") == []
     (lab.directory / "tls/tls.crt").unlink()
     left = lab.run(*service)
