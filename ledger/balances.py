@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from ledger.lua import text
-from ledger.scopes import Scope, Supply, restricted_in
+from ledger.money import HOUR_US
+from ledger.scopes import Scope, Supply, classes_in, restricted_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,8 @@ class Balance:
     """What an org has, all of one instant. available = granted - expired - spent - held, always.
 
     It may be as far below 0 as `credit_line_micro`. `restricted`: what is left of grants that pay for some work only.
-    `owed_micro`: what no grant paid, which is more than the overdraft where there are restricted ones.
+    `owed_micro`: what no grant paid, which is more than the overdraft where there are restricted ones. `aside_micro`:
+    what running work is to have set aside then, by class (cluster, preset), ("", "") for what is not told apart.
 
     `burn_micro`: micro-credits an hour that what runs now costs. `overdraft_micro`: spent beyond what counts
     as granted. `holds`: how many admission holds there are.
@@ -39,6 +41,7 @@ class Balance:
     credit_line_micro: int = 0
     restricted: Mapping[Scope, int] = field(default_factory=dict)
     owed_micro: int = 0
+    aside_micro: Mapping[tuple[str, str], int] = field(default_factory=dict)
     revision: str = "0"
     """Of what admins set: another one after each change of it, never the same again."""
     acting: str = ""
@@ -75,10 +78,14 @@ class Balance:
 
     @property
     def exhausted_us(self) -> int | None:
-        """When nothing is left at the present burn; None while nothing burns or the org is unlimited."""
+        """When nothing is left at the present burn; None while nothing burns or the org is unlimited. With restricted
+        grants: when something that runs now can no longer be paid for."""
         if self.unlimited or self.burn_micro <= 0:
             return None
-        return self.at_us + max(0, self.usable_micro) * 3_600_000_000 // self.burn_micro
+        lasts = max(0, self.usable_micro) * HOUR_US // self.burn_micro
+        if self.restricted:
+            lasts = min(lasts, self.supply.lasts_us(self.burn_micro, self.aside_micro))
+        return self.at_us + lasts
 
     @property
     def stage(self) -> str:
@@ -90,7 +97,7 @@ class Balance:
         if self.available_micro + self.credit_line_micro <= 0:
             return "block"
         exhausted = self.exhausted_us
-        return "warn" if exhausted is not None and exhausted - self.at_us < 24 * 3_600_000_000 else "ok"
+        return "warn" if exhausted is not None and exhausted - self.at_us < 24 * HOUR_US else "ok"
 
 
 def read_balance(org: str, answer: list[Any]) -> Balance:
@@ -99,6 +106,8 @@ def read_balance(org: str, answer: list[Any]) -> Balance:
     unlimited = fields.get("unlimited") == "1"
     left = granted - expired - spent
     line = int(fields.get("credit_line") or 0)
+    aside = classes_in({name: int(micro) for name, micro in msgspec.json.decode(fields.get("aside", "{}")).items()})
+    aside["", ""] = running - sum(aside.values())
     if not unlimited:
         # What running work is to have set aside is held as far as there is something left to hold.
         running = min(running, max(0, left + line - held))
@@ -119,6 +128,7 @@ def read_balance(org: str, answer: list[Any]) -> Balance:
         credit_line_micro=line,
         restricted=restricted_in(fields.get("restricted", "{}")),
         owed_micro=int(fields.get("owed", 0)),
+        aside_micro=aside,
         revision=fields.get("settings_rev", "0"),
         acting=fields.get("acting", ""),
         expired_most_micro=int(fields.get("expired_most", 0)),

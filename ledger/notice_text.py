@@ -101,8 +101,8 @@ def _stage(event: Mapping[str, Any]) -> str:
 
 def _runway(event: Mapping[str, Any]) -> str:
     return (
-        f"Org {event.get('org')} has {_amount(event.get('left'))} left; at {_amount(event.get('burn_rate'))} an hour "
-        f"they last until {event.get('exhausted_at')}."
+        f"Org {event.get('org')} has {_amount(event.get('left'))} left; what runs uses {_amount(event.get('burn_rate'))} "
+        f"an hour, and all of it is paid for until {event.get('exhausted_at')}."
     )
 
 

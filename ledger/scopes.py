@@ -14,6 +14,7 @@ import msgspec
 
 from ledger.errors import InvalidRequest
 from ledger.keys import US
+from ledger.money import HOUR_US
 from ledger.names import check_name
 
 SCOPES_MAX = 6
@@ -92,6 +93,23 @@ class Supply:
 
     free_micro: int
     by_scope: Mapping[Scope, int]
+
+    def lasts_us(self, burn_micro: int, aside: Mapping[tuple[str, str], int]) -> int:
+        """How long until work of some class cannot be paid, where all of it uses `burn_micro` (> 0) an hour, each class
+        in proportion to what it has set aside; where nothing is set aside, by what no scope is needed for.
+
+        Until then no set of scopes is asked for more than it has by work that has no other.
+        """
+        scopes = [(scope, micro) for scope, micro in self.by_scope.items() if micro > 0]
+        asking = {work: micro for work, micro in aside.items() if micro > 0} or {("", ""): 1}
+        lasts = []
+        for chosen in range(1 << len(scopes)):
+            others = [scope for n, (scope, _) in enumerate(scopes) if not chosen >> n & 1]
+            supply = max(0, self.free_micro) + sum(micro for n, (_, micro) in enumerate(scopes) if chosen >> n & 1)
+            asked = sum(micro for work, micro in asking.items() if not any(one.accepts(*work) for one in others))
+            if asked:
+                lasts.append(supply * HOUR_US * sum(asking.values()) // (burn_micro * asked))
+        return min(lasts)
 
     def left_for(self, cluster: str, preset: str, others: Mapping[tuple[str, str], int]) -> int:
         """What a class of work can get at most while `others` (class -> micro-credits) get as much as they can.

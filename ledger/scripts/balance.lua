@@ -4,8 +4,9 @@
 -- KEYS    the eight of _common
 -- ARGV    1 now_us or ''
 -- Returns {now_us, granted, expired, spent, held in admission holds, to be held for running work, holds,
---          then field, value, ... of the org hash, and beside these: owed (what no grant paid), and restricted (JSON: what
---          is left by scope) where there is such}; {'more'}: ask again, there were too many holds to end at once
+--          then field, value, ... of the org hash, and beside these: owed (what no grant paid), and where there is such
+--          restricted (JSON: what is left by scope) and aside (JSON: what is to be held for running work, by class)};
+--          {'more'}: ask again, there were too many holds to end at once
 -- Side effect: ends holds whose time is over, and notes the most that ever was expired.
 local now = clock(ARGV[1])
 if expire_holds(now) then
@@ -30,5 +31,9 @@ if lefts then
   for scope, left in pairs(lefts) do lefts[scope] = text(left) end
   answer[#answer + 1] = 'restricted'
   answer[#answer + 1] = cjson.encode(lefts)
+  local aside = {}
+  for _, class in ipairs(known_classes()) do aside[class] = redis.call('HGET', KEYS[7], class) or nil end
+  answer[#answer + 1] = 'aside'
+  answer[#answer + 1] = cjson.encode(aside)
 end
 return answer

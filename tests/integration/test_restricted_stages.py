@@ -24,6 +24,9 @@ async def test_only_what_no_grant_pays_for_is_suspended_and_goes_on_when_one_doe
     await _grant(cluster, 100 * CREDIT, "large")
     assert await cluster.after(0) == Stage.WARN
     # The restricted one pays first for the large job, so the other 4 credits are an hour of the small one.
+    balance = await cluster.ledger.accounts.balance("acme")
+    assert (balance.left_micro, balance.burn_micro) == (104 * CREDIT, 8 * CREDIT)
+    assert balance.exhausted_us == balance.at_us + HOUR
     assert await cluster.after(50) == Stage.GRACE
     assert cluster.scheduler.done == [("signal", "small")]
     assert "preset small of cluster c" in cluster.scheduler.reasons[0]

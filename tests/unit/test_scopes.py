@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ledger import scopes
 from ledger.errors import InvalidRequest
+from ledger.money import HOUR_US
 from ledger.scopes import Scope, class_field, classes_in, is_class, make_scope, preset_of
 from tests.flow import Work, max_flow
 
@@ -29,6 +30,21 @@ def test_what_is_left_is_the_difference_of_two_maximum_flows(
     demands = [(work, amount, work) for work, amount in others.items() if work != mine]
     expected = max_flow(supplies, [*demands, (mine, 10**6, mine)]) - max_flow(supplies, demands)
     assert scopes.Supply(free, by_scope).left_for(*mine, others) == expected
+
+
+@given(
+    st.integers(0, 30), st.dictionaries(restrictions, st.integers(0, 30), max_size=6),
+    st.dictionaries(works, st.integers(1, 30), min_size=1), st.integers(1, 30),
+)  # fmt: skip
+def test_work_lasts_until_it_asks_for_more_than_flows(
+    free: int, by_scope: dict[Scope, int], aside: dict[Work, int], burn: int
+) -> None:
+    lasts = scopes.Supply(free, by_scope).lasts_us(burn, aside)
+    whole = HOUR_US * sum(aside.values())
+    supplies = [(scope, micro * whole) for scope, micro in ((None, free), *by_scope.items())]
+    for us, is_paid in ((lasts, True), (lasts + 1, False)):
+        demands = [(work, burn * micro * us, work) for work, micro in aside.items()]
+        assert (max_flow(supplies, demands) == sum(micro for _, micro, _ in demands)) is is_paid
 
 
 def test_what_is_owed_is_not_there_for_any_work() -> None:
