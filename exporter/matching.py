@@ -17,7 +17,7 @@ Lines = Callable[[str, str, str, bool], RateLine]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a run begins to be billed here when it was billed elsewhere before: another org, until `at`.
+    """Where a run begins to be billed here when it was billed elsewhere before: another org, or another id, until `at`.
 
     `goes_on`: it is billed from `at` on also where it has no start of its own (storage). `limit_us`: the run time limit
     it had there, perhaps from a hold that ended when it was charged.

@@ -27,7 +27,7 @@ from ledger.model import Observation, Snapshot
 from ledger.money import COST_DENOMINATOR
 from ledger.org_state import OrgState
 from ledger.plan import Plan
-from ledger.runs import ENDED, GONE, NEVER, Run, RunKey, cumulative, key_of
+from ledger.runs import ENDED, GONE, NEVER, OPEN, Run, RunKey, cumulative, key_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +131,20 @@ class _Search:
         known = await charging.find_ended(org, cluster, list(by_key))
         claims = await charging.find_claims(cluster, list(by_key))
         await self._find_elsewhere(org, claims, known)
+        renamed = [one for key, one in by_key.items() if one.was and not (key in claims or key in known)]
+        others = await self._charged_as_other(org, renamed)
         fresh: dict[RunKey, tuple[Claim | None, Claim]] = {}
         wanted: dict[RunKey, Takeover] = {}
         for key in list(by_key):
             claim, former = claims.get(key), known.get(key)
             if claim is None and former is None:
-                fresh[key] = None, Claim(org)
+                since = others.get(key, 0)
+                if since is None:
+                    del by_key[key]  # until the source that lists the other id says that it is over
+                    continue
+                if since:
+                    part.origins[key] = Origin(since, 0, 0)
+                fresh[key] = None, Claim(org, since)
             elif claim is not None and _is_unopened(claim, former):
                 change = await self._take_over(org, claim, by_key[key])
                 if change is None:
@@ -163,6 +171,28 @@ class _Search:
         part.settles, part.limits = await charging.hold_limits(
             org, cluster, [(observation.id, observation.hold_id) for observation in part.new]
         )
+
+    async def _charged_as_other(self, org: str, renamed: list[Observation]) -> dict[RunKey, int | None]:
+        """Up to when what is new was charged under another id, 0: never; None: it is still, so it is to wait.
+
+        Under the id of another project's work it was not.
+        """
+        if not renamed:
+            return {}
+        cluster = self._meter.cluster
+        state = await self._books.have(org)
+        former = {(one.kind, one.was or "") for one in renamed}
+        runs = [of_source[key] for of_source in state.latest.values() for key in former if key in of_source]
+        if over := former - {(run.kind, run.id) for run in runs if run.state == OPEN}:
+            runs += await self._charging.find_ended_by_id(org, cluster, over)
+        until: dict[tuple[str, str, str], int] = {}
+        for run in runs:
+            if run.cluster == cluster:
+                key = run.kind, run.id, (await self._books.row(org, run.row)).project
+                us = NEVER if run.state == OPEN else min(run.until_us, run.ended_us or NEVER)
+                until[key] = max(us, until.get(key, 0))
+        found = {key_of(one): until.get((one.kind, one.was or "", one.project), 0) for one in renamed}
+        return {key: None if us == NEVER else us for key, us in found.items()}
 
     async def _go_on(self, part: OrgWork, key: RunKey, observation: Observation, former: Run) -> None:
         """The org goes on with a run of its own: in the same leg, or in a new one from where a volume was left."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from ledger.connect import Client, again
 from ledger.errors import LedgerDamaged, TooLarge
 from ledger.lua import Scripts, text
 from ledger.money import MICRO_MAX, format_micro
+from ledger.names import GLOB
 from ledger.org_state import OrgState, decode_amounts, decode_rows
 from ledger.plan import Plan, pack
 from ledger.runs import Run, RunKey, field_of
@@ -128,6 +129,26 @@ class Charging:
         fields = [field_of(cluster, key) for key in wanted]
         found = await self._many(keys.of_org(org).ended, fields)
         return {key: Run.decode(org, data) for key, data in zip(wanted, found, strict=True) if data is not None}
+
+    async def find_ended_by_id(self, org: str, cluster: str, wanted: Collection[tuple[str, str]]) -> list[Run]:
+        """The legs of runs of these (kind, id), whatever their start, that this org was charged for and that are over.
+
+        Looks through all that the org was ever charged for: only for what hardly ever happens.
+        """
+        names = {name.translate(GLOB) for _, name in wanted}
+        pattern = f"*{keys.US}{names.pop()}{keys.US}*" if len(names) == 1 else "*"
+        found: list[Run] = []
+        cursor = 0
+        while True:
+            cursor, part = await again(
+                partial(self._client.hscan, keys.of_org(org).ended, cursor, match=pattern, count=BATCH)
+            )
+            for field, data in part.items():
+                its_cluster, kind, name, _ = text(field).split(keys.US, 3)
+                if its_cluster == cluster and (kind, name) in wanted:
+                    found.append(Run.decode(org, data))
+            if not cursor:
+                return found
 
     async def find_claims(self, cluster: str, wanted: Sequence[RunKey]) -> dict[RunKey, Claim]:
         """Who is charged for which of these workloads already."""

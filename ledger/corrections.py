@@ -17,7 +17,7 @@ from ledger.connect import Client, again
 from ledger.errors import IdempotencyConflict, InvalidRequest
 from ledger.lua import Script, common_keys, text
 from ledger.money import MICRO_MAX, format_micro, parse_credits
-from ledger.names import check_name
+from ledger.names import GLOB, check_name
 from ledger.scopes import Scope
 
 CORRECTION_PREFIX: Final = "correction:"
@@ -26,7 +26,6 @@ GRANT, ENTRY, WORKLOAD = "grant", "entry", "workload"
 """What is corrected: a grant, another entry of the journal, or what a workload was charged."""
 _BATCH: Final = 1000
 _ENTRY_ID: Final = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
-_GLOB: Final = str.maketrans({letter: f"\\{letter}" for letter in "\\*?[]"})
 
 
 class Correction(msgspec.Struct, frozen=True):
@@ -138,7 +137,7 @@ class Corrections:
 
     async def _is_workload(self, names: keys.OrgKeys, reference: str) -> bool:
         """Whether the org was charged for a workload of this id, as far as its records are kept."""
-        pattern = f"*{keys.US}{reference.translate(_GLOB)}{keys.US}*"
+        pattern = f"*{keys.US}{reference.translate(GLOB)}{keys.US}*"
         for name in (names.runs, names.ended):
             cursor = 0
             while True:

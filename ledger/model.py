@@ -32,7 +32,8 @@ class Observation(msgspec.Struct, frozen=True, gc=False):
     counts from its first snapshot). `suspended` lists intervals that are not billed. A scheduler that only
     tells how long a workload was suspended up to some instant says so in `suspended_before`
     (instant, microseconds in all up to then). `bytes` is for storage. `hold_id` names the hold the scheduler
-    carried from admission to here; `limit_us` is the run time after which the scheduler ends the workload.
+    carried from admission to here; `limit_us` is the run time after which the scheduler ends the workload. `was`: an
+    id of the same kind under which it may have been charged before, by another source of the cluster.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Observation(msgspec.Struct, frozen=True, gc=False):
     limit_us: int | None = None
     bills_app: bool = True
     """False where another workload carries the app's own rate (a pod of an app instance)."""
+    was: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ledger.errors import InvalidRequest
 
 NAME_MAX = 253
+GLOB = str.maketrans({letter: f"\\{letter}" for letter in "\\*?[]"})
+"""What `translate` is given for a name in a pattern of the server."""
 
 
 def is_name(text: object) -> bool:

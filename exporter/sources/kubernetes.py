@@ -113,7 +113,7 @@ class KubernetesSource:
         self._pods.forget_told(since_us)
         self._claims.forget_told(since_us)
         if self._jobs is not None:
-            await self._ask_about_jobs(self._jobs, now)
+            await self._ask_about_jobs(self._jobs, since_us, now)
         self._pods.settle(taken_us, now)
         used = await self._ask_usage(now)
         workloads: list[Observation] = []
@@ -201,7 +201,7 @@ class KubernetesSource:
     def _is_heard(self, now: int) -> bool:
         return all(one.heard_us is not None and now - one.heard_us <= HEARD_US for one in self._reflectors)
 
-    async def _ask_about_jobs(self, jobs: PlatformJobs, now: int) -> None:
+    async def _ask_about_jobs(self, jobs: PlatformJobs, since_us: int | None, now: int) -> None:
         """Take what the platform says of pods that may be of its jobs; it may answer later than this round."""
         if self._asking is None and (claimants := self._pods.claimants()):
             self._asking = asyncio.create_task(jobs.tell(claimants), name=f"jobs {self.name}")
@@ -210,7 +210,7 @@ class KubernetesSource:
         await asyncio.wait({self._asking}, timeout=self._jobs_seconds)
         if self._asking.done():
             for uid, is_of_job in self._asking.result().items():
-                self._pods.decide(uid, is_of_job, now)
+                self._pods.decide(uid, is_of_job, now, since_us)
             self._asking = None
 
     async def _ask_usage(self, now: int) -> StorageView:

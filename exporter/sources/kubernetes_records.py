@@ -129,6 +129,7 @@ class PodReader:
             hold_id=optional_name(hold) or None,
             limit_us=deadline * _SECOND_US if deadline is not None and 0 < deadline < _SECONDS_MAX else None,
             bills_app=False,
+            was=None if before is None else before.was,
         )
         return Tracked(
             observation,

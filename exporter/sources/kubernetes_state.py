@@ -266,8 +266,11 @@ class Pods(Objects):
             Claimant(uid, found.job or "", found.namespace, found.created_us) for uid, found in self._claimants.items()
         ]
 
-    def decide(self, uid: str, is_of_job: bool, now_us: int) -> None:
-        """A claimant, if it still is one, is of its job, or is charged as a pod of its own."""
+    def decide(self, uid: str, is_of_job: bool, now_us: int, since_us: int | None = None) -> None:
+        """A claimant, if it still is one, is of its job, or is charged as a pod of its own.
+
+        One that is older than `since_us`, up to when the ledger is charged, may have been of its job then.
+        """
         found = self._claimants.pop(uid, None)
         if found is None:
             return
@@ -276,6 +279,8 @@ class Pods(Objects):
         if not is_gone:
             self._of_jobs[uid] = is_of_job
         if not is_of_job:
+            if since_us is not None and found.created_us < since_us:
+                found.observation = msgspec.structs.replace(found.observation, was=found.job)
             self._called[uid] = f"{found.namespace}/{found.job}"
             self._take(uid, found, now_us)
             if is_gone:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -14,8 +15,10 @@ from exporter.books import Books
 from exporter.rounds import Rounds
 from exporter.sources import platform_jobs
 from exporter.sources.apolo import ApoloSource
+from exporter.sources.base import Source
 from exporter.sources.kubernetes import KubernetesSource
 from exporter.sources.platform_jobs import Claimant, PlatformJobs
+from ledger.errors import LedgerUnavailable
 from ledger.store import Ledger
 from ledger.usage import usage
 from ledger.usage_report import UsageQuery
@@ -57,19 +60,73 @@ async def test_only_pods_of_jobs_that_the_platform_has_there_are_passed_over(val
         expected = {"acme": 0, "thief": 0, "liar": 0, "late": micro(gpu, HOUR // 2)}
         for hours in (1, 2, 3):  # each time by a process of its own
             time.us = T0 + hours * HOUR
-            books = Books(ledger)
-            jobs = ApoloSource(apolo, time)
-            pods = KubernetesSource(kubernetes, time, beside=apolo, settle_us=0)
-            try:
-                for source in (jobs, pods):
-                    await Rounds(books, source, hold_us=0).round()
-            finally:
-                await jobs.close()
-                await pods.close()
+            await _round_of_each(ledger, time, apolo, kubernetes)
             for org in ("acme", "thief", "liar"):
                 expected[org] = micro(gpu, hours * HOUR)
             assert await _by_org(ledger, time.us) == {**expected, "late": expected["late"] + micro(gpu, hours * HOUR)}
         assert (await ledger.charging.unbillable())["k", "false_job"] == 3
+        assert (await verify(ledger))["ok"]
+
+
+async def _round_of_each(
+    ledger: Ledger, time: Time, apolo: ApoloSettings, kubernetes: KubernetesSettings, order: str = "apolo, kubernetes"
+) -> None:
+    """By a process of its own."""
+    books = Books(ledger)
+    jobs = ApoloSource(apolo, time)
+    pods = KubernetesSource(kubernetes, time, beside=apolo, settle_us=0)
+    sources: dict[str, Source] = {"apolo": jobs, "kubernetes": pods}
+    try:
+        for name in order.split(", "):
+            report = await Rounds(books, sources[name], hold_us=0).round()
+            assert not report.failed
+    finally:
+        await jobs.close()
+        await pods.close()
+
+
+@pytest.mark.parametrize(
+    ("order", "count", "dies"),
+    [
+        ("apolo, kubernetes", 1, False),
+        ("kubernetes, apolo", 2, False),
+        pytest.param("apolo, kubernetes", 2, True, id="and an exporter dies once it has claimed the pods"),
+    ],
+)
+async def test_a_pod_that_outlives_its_jobs_record_is_charged_from_where_the_job_was_charged_to(
+    valkey_url: str, order: str, count: int, dies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform, cluster, time = ApoloApi(), KubeApi(now_us=T0), Time()
+    jobs = [platform.add_job(("running", T0), org="acme", project="ml", preset="gpu") for _ in range(count)]
+    for job in jobs:
+        await cluster.put("pods", job_pod(job.id, job.body()["namespace"], "acme"))
+    async with ledger_of(valkey_url, time) as ledger, platform.serve() as one, cluster.serve() as two:
+        apolo = ApoloSettings(name="a", url=one, token=Secret(token_of("meter")), disks=False)
+        kubernetes = KubernetesSettings(name="k", url=two, volumes=False)
+        for hours in range(1, 6):
+            time.us = T0 + hours * HOUR
+            cluster.now_us = time.us
+            if hours == 3:
+                platform.jobs.clear()
+                # Never a pod of the job, though it copies all that such a one says of itself.
+                copy = job_pod(jobs[0].id, "ns-other", "acme")
+                copy["metadata"]["labels"]["platform.apolo.us/project"] = "other"
+                await cluster.put("pods", copy)
+            if hours == 3 and dies:
+                await _round_of_each(ledger, time, apolo, kubernetes, "apolo")
+                monkeypatch.setattr(ledger.charging, "commit", AsyncMock(side_effect=LedgerUnavailable()))
+                with pytest.raises(LedgerUnavailable):
+                    await _round_of_each(ledger, time, apolo, kubernetes, "kubernetes")
+                monkeypatch.undo()
+            await _round_of_each(ledger, time, apolo, kubernetes, order)
+        gpu = RATES["gpu"]
+        by_project = UsageQuery(from_us=T0 - HOUR, to_us=time.us, group_by=("project",))
+        spent = {
+            row["project"]: int(Decimal(row["credits"]) * 10**6)
+            for row in (await usage(ledger, by_project)).shape()["rows"]
+        }
+        ml = count * (micro(gpu, 2 * HOUR) + micro(gpu, 3 * HOUR))
+        assert spent == {"ml": ml, "other": micro(gpu, 5 * HOUR)}
         assert (await verify(ledger))["ok"]
 
 
