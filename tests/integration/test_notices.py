@@ -325,7 +325,7 @@ async def test_runway_is_told_once_until_it_was_long_again(site: Site, office: P
     await burn(CREDIT)
     await burn(20 * CREDIT)
     assert len(office.mail) == 2
-    assert "at 20 credits an hour" in plain_of(office.mail[1])
+    assert "what runs uses 20 credits an hour, and all of it is paid for until " in plain_of(office.mail[1])
 
 
 async def test_budgets_are_told_of_at_80_and_100_per_cent_of_each_period(
