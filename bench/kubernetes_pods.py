@@ -18,8 +18,8 @@ from config.sources import KubernetesSource as KubernetesSettings
 from config.sources import Labels
 from exporter.sources.kubernetes import KubernetesSource
 from exporter.sources.kubernetes_namespaces import Namespaces
+from exporter.sources.kubernetes_pods import Pods
 from exporter.sources.kubernetes_records import PodReader
-from exporter.sources.kubernetes_state import Pods
 from exporter.sources.preset_sizes import PresetSizes
 
 SIZE = 2600

@@ -14,8 +14,9 @@ from config.sources import KubernetesSource as KubernetesSettings
 from exporter.sources.base import SourceError
 from exporter.sources.kubernetes_client import KubernetesClient
 from exporter.sources.kubernetes_namespaces import Namespaces
+from exporter.sources.kubernetes_pods import Pods
 from exporter.sources.kubernetes_records import PodReader
-from exporter.sources.kubernetes_state import Claims, Pods
+from exporter.sources.kubernetes_state import Claims
 from exporter.sources.kubernetes_watch import Reflector, Sink
 from exporter.sources.platform_jobs import PlatformJobs
 from exporter.sources.preset_sizes import PresetSizes

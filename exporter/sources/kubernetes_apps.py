@@ -9,12 +9,63 @@ charged, so a change of carriers neither charges twice nor leaves a gap.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 
 import msgspec
 
 from exporter.sources.kubernetes_records import first_start
 from ledger.model import Kind, Observation
+
+Instance = tuple[str, str]
+"""(namespace, name)"""
+
+
+class AppInstances:
+    """Which pods make up which instance, and its runs, worked out anew only where something changed."""
+
+    def __init__(self) -> None:
+        self._members: dict[Instance, set[str]] = {}
+        self._instance: dict[str, Instance] = {}
+        self._runs: dict[Instance, list[Observation]] = {}
+        self._dirty: set[Instance] = set()
+
+    def put(self, uid: str, instance: Instance | None) -> None:
+        """A pod changed; it is of this instance now, or of none."""
+        former = self._instance.get(uid)
+        if former is not None and former != instance:
+            self.leave(uid)
+        if instance is not None:
+            self._instance[uid] = instance
+            self._members.setdefault(instance, set()).add(uid)
+            self._dirty.add(instance)
+
+    def leave(self, uid: str) -> None:
+        """A pod is of no instance any more."""
+        instance = self._instance.pop(uid, None)
+        if instance is not None:
+            members = self._members[instance]
+            members.discard(uid)
+            if not members:
+                del self._members[instance]
+            self._dirty.add(instance)
+
+    def runs(
+        self, live: Mapping[str, Observation], ended: Mapping[str, tuple[Observation, int]], since_us: int
+    ) -> Iterator[Observation]:
+        """Runs of all instances, out of their pods by UID; up to `since_us` is charged."""
+        for instance in list(self._dirty):
+            members = self._members.get(instance, set())
+            pods = [live[uid] for uid in members if uid in live]
+            past = [ended[uid][0] for uid in members if uid in ended]
+            found = app_runs(*instance, [*pods, *past], since_us)
+            before = {run: run for run in self._runs.pop(instance, [])}
+            if found:
+                self._runs[instance] = [before.get(run, run) for run in found]
+            # Until everything that ended is charged, what carries the rate depends on how far that is.
+            if not past:
+                self._dirty.discard(instance)
+        return chain.from_iterable(self._runs.values())
 
 
 def app_runs(namespace: str, instance: str, pods: Iterable[Observation], since_us: int) -> list[Observation]:

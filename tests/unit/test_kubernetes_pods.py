@@ -11,8 +11,9 @@ import pytest
 from config.preset_sizes import Size
 from config.sources import Labels
 from exporter.sources.kubernetes_namespaces import Namespaces
+from exporter.sources.kubernetes_pods import Pods
 from exporter.sources.kubernetes_records import PodReader
-from exporter.sources.kubernetes_state import Claims, Pods
+from exporter.sources.kubernetes_state import Claims
 from exporter.sources.preset_sizes import PresetSizes
 from ledger.model import Observation
 from tests.standins.kube_api import apolo_labels, container_status, pod_body, running, terminated, text
