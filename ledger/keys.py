@@ -230,6 +230,10 @@ class OrgKeys:
         """Sorted set: hold id by the instant (ms) it expires."""
         return self._key("holdexp")
 
+    def unlisted(self, name: str) -> str:
+        """Token of the last holds that one who reads lists (`name`) found to be of no list any more; expires."""
+        return self._key(f"unlisted:{name}")
+
     @property
     def hold_of(self) -> str:
         """Hash: cluster US workload id -> hold id."""
