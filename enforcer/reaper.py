@@ -33,7 +33,7 @@ from ledger.errors import CreditsError, LedgerUnavailable, UnknownOrg
 from ledger.exhaustion import ORG_TIER, Act, ExhaustionState, RunningWork, TierState
 from ledger.keys import tier_fields
 from ledger.money import HOUR_US, format_micro
-from ledger.refusal_text import Circumstances
+from ledger.refusal_text import Circumstances, budget_text
 from ledger.store import Ledger
 
 _LEASE_ROUNDS: Final = 3
@@ -314,10 +314,7 @@ def _tiers(
             now, budget.limit_micro - one.spent_micro, state.held.get(field, 0), wanted,
             wanted * HOUR_US // hold_us if hold_us else 0, ends_us=one.ends_us,
         )  # fmt: skip
-        whose = (
-            f"project {budget.project}" if budget.user is None else f"user {budget.user} in project {budget.project}"
-        )
-        title = f"budget ({budget.period}) of {whose}"
+        title = budget_text(budget.project, budget.user, budget.period)
         before = state.stages.get(budget.id, TierState())
         tiers.append(_Tier(budget.id, title, facts, before, budget.project, budget.user, field))
     return tiers

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from ledger.money import AmountError, parse_credits
-from ledger.refusal_text import credits_text
+from ledger.refusal_text import budget_text, credits_text
 
 _LINE_MAX: Final = 500
 _STAGES: Final = {
@@ -101,8 +101,8 @@ def _stage(event: Mapping[str, Any]) -> str:
 
 def _runway(event: Mapping[str, Any]) -> str:
     return (
-        f"Org {event.get('org')} has {_amount(event.get('left'))} left; what runs uses {_amount(event.get('burn_rate'))} "
-        f"an hour, and all of it is paid for until {event.get('exhausted_at')}."
+        f"Org {event.get('org')} has {_amount(event.get('left'))} left; what runs uses "
+        f"{_amount(event.get('burn_rate'))} an hour, and all of it is paid for until {event.get('exhausted_at')}."
     )
 
 
@@ -135,12 +135,9 @@ def _top_up(event: Mapping[str, Any]) -> str:
 
 
 def _budget(event: Mapping[str, Any]) -> str:
-    user = f"user {event['user']} in " if event.get("user") else ""
+    budget = budget_text(str(event.get("project")), event.get("user") or None, str(event.get("period")))
     ends = f" It starts anew at {event['ends_at']}." if event.get("ends_at") else ""
-    return (
-        f"The budget ({event.get('period')}) of {user}project {event.get('project')} has {_amount(event.get('left'))} "
-        f"of {_amount(event.get('credits'))} left.{ends}"
-    )
+    return f"The {budget} has {event.get('left')} of {_amount(event.get('credits'))} left.{ends}"
 
 
 def _test(event: Mapping[str, Any]) -> str:

@@ -72,17 +72,22 @@ def budget_exhausted(
     budget: Budget, at_us: int, left_micro: int, required_micro: int, about: Circumstances = UNKNOWN, org: str = ""
 ) -> str:
     """A budget of the project, or of the user in it, does not allow it now."""
-    whose = f"project {budget.project}" if budget.user is None else f"user {budget.user} in project {budget.project}"
-    kind = _PERIODS.get(budget.period, budget.period)
-    left = f"{credits_text(max(0, left_micro))} of {format_micro(budget.limit_micro)} left"
+    left = f"{format_micro(max(0, left_micro))} of {credits_text(budget.limit_micro)} left"
+    uses = f" and org {org}'s running work uses {credits_text(about.burn_micro)} an hour"
+    burn = uses if about.burn_micro > 0 else ""
     ends = budget.period_at(at_us)[1]
     frees = f"The budget starts anew {_local(ends, budget.timezone)}; " if ends is not None else ""
     ask = f"{about.contact or f'an owner of org {org}'} can raise it."
     if not frees:
         ask = ask[0].upper() + ask[1:]
-    burn = f" Org {org}'s running work uses {credits_text(about.burn_micro)} an hour." if about.burn_micro > 0 else ""
-    needs = f"this needs {credits_text(required_micro)} to start."
-    return f"The {kind} budget of {whose} has {left}; {needs}{burn} {frees}{ask}"
+    needs = f"this needs {credits_text(required_micro)} to start"
+    return f"The {budget_text(budget.project, budget.user, budget.period)} has {left}{burn}; {needs}. {frees}{ask}"
+
+
+def budget_text(project: str, user: str | None, period: str) -> str:
+    """`daily budget of user ann in project vision`."""
+    whose = f"project {project}" if user is None else f"user {user} in project {project}"
+    return f"{_PERIODS.get(period, period)} budget of {whose}"
 
 
 def unknown_org(org: str, about: Circumstances = UNKNOWN) -> str:
@@ -99,8 +104,10 @@ def unpriced(cluster: str, what: str, name: str, known: Iterable[str]) -> str:
         hint = f"Did you mean {near[0]}?"
     elif 0 < len(names) <= 12:
         hint = f"There are rates for {', '.join(names)}."
-    else:
+    elif names:
         hint = "An administrator of the cluster can set one."
+    else:
+        hint = f"It has none for any {what}: check the cluster's name, or ask an administrator to set them."
     return f"Cluster {cluster} has no rate for {what} {name!r}, so it cannot be charged. {hint}"
 
 

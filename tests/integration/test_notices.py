@@ -341,7 +341,7 @@ async def test_budgets_are_told_of_at_80_and_100_per_cent_of_each_period(
         await telling.once()
         later.ms += 61 * MINUTE_MS
     assert office.subjects() == ["Org acme: 80 % of a budget is used", "Org acme: 100 % of a budget is used"]
-    assert "project vision has 2 credits of 10 credits left" in plain_of(office.mail[0])
+    assert "The total budget of project vision has 2 of 10 credits left." in plain_of(office.mail[0])
 
 
 @pytest.mark.parametrize("mode", ["starttls", "implicit"])

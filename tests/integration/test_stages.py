@@ -250,7 +250,7 @@ async def test_a_budget_stops_only_its_own_work_until_its_next_period(client: Cl
     await cluster.ledger.budgets.put("acme", "p", None, 2 * CREDIT, who="test", period="day")
     await cluster.after(16)
     assert cluster.scheduler.done == [("signal", "1")]
-    assert "budget (day) of project p" in cluster.scheduler.reasons[0]
+    assert "daily budget of project p" in cluster.scheduler.reasons[0]
     await cluster.after(10)
     assert cluster.scheduler.done[1:] == [("suspend", "1")]
     await cluster.after(24 * 60)

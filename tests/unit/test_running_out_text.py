@@ -28,12 +28,12 @@ def test_an_org_that_was_suspended() -> None:
 
 def test_a_budget_that_starts_anew() -> None:
     said = running_out(
-        "the budget (day) of project p", SINCE, "suspend", None, "acme", OPS, is_budget=True, renews_us=MIDNIGHT
+        "the daily budget of project p", SINCE, "suspend", None, "acme", OPS, is_budget=True, renews_us=MIDNIGHT
     )
-    assert said.startswith("The budget (day) of project p has too few credits for what runs since 2026-11-22T10:00:00Z")
+    assert said.startswith("The daily budget of project p has too few credits for what runs since 2026-11-22T10:00:00Z")
     assert said.endswith(" It starts anew at 2026-11-23T00:00:00Z; ops@acme.example can raise it.")
 
 
 def test_a_budget_for_ever() -> None:
-    said = running_out("the budget (total) of project p", SINCE, "stop", None, "acme", is_budget=True)
+    said = running_out("the total budget of project p", SINCE, "stop", None, "acme", is_budget=True)
     assert said.endswith("once there are credits. An owner of org acme can raise it.")
