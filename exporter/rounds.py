@@ -151,7 +151,7 @@ class Rounds:
                 if state is not seen:
                     return False
                 self._adopt(state, part)
-                if not await self._write(self.meter.let_go(state, part, going.snapshot), state, going):
+                if not await self._write(self.meter.let_go(state, part, going.snapshot, going.lines), state, going):
                     return False
         return True
 

@@ -21,7 +21,8 @@ import msgspec
 
 from exporter.books import Books
 from exporter.matching import Lines, OrgWork, Origin
-from exporter.meter import Meter, facts
+from exporter.meter import Meter
+from exporter.org_round import facts
 from ledger.charging import Claim
 from ledger.model import Observation, Snapshot
 from ledger.money import COST_DENOMINATOR
