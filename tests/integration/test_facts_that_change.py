@@ -218,3 +218,28 @@ async def test_what_is_over_and_listed_in_another_org_is_looked_up_once(
         assert (await _rows(bench_))["acme", "x", "p"] == [50 * (NANO // 1000), 50 * (NANO // 1000 - NANO // 2000)]
         assert not any(org == "beta" for org, *_ in await _rows(bench_))
         await _clean(bench_)
+
+
+async def test_volumes_that_are_back_cost_one_question_up_to_when_their_source_is_charged(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [T0]
+    async with bench(valkey_url, clock) as bench_:
+        await bench_.ledger.rates.publish(PLAN)
+        volumes = [Observation(f"v{n}", "storage", "acme", "", "", "disk", bytes=10**12) for n in range(20)]
+        asked = 0
+        charging = bench_.ledger.charging
+        source_mark = charging.source_mark
+
+        async def counted(source: str) -> int | None:
+            nonlocal asked
+            asked += 1
+            return await source_mark(source)
+
+        monkeypatch.setattr(charging, "source_mark", counted)
+        for minute, listed in ((1, volumes), (2, []), (3, volumes), (4, volumes)):
+            clock[0] = T0 + minute * MINUTE
+            await bench_.rounds.take(Snapshot("test", "default", clock[0], listed), clock[0] - MINUTE)
+        assert asked == 1
+        a_minute_of_each = 98_765 * 1000 // 60_000
+        assert (await bench_.ledger.accounts.balance("acme")).spent_micro == 20 * a_minute_of_each, "not while away"
