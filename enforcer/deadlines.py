@@ -1,23 +1,13 @@
-"""A time limit for many tasks at once, as `asyncio.timeout` for each, at a fraction of what its timers cost."""
+"""A time limit for many answers at once, as `asyncio.timeout` around each, at a fraction of what its timers cost."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any, Final
 
-import msgspec
-
-T = TypeVar("T")
-_LOOKS = 20
+_LOOKS: Final = 20
 """How often time is looked at within the limit: it is kept to a twentieth."""
-
-
-class _Entry(msgspec.Struct, eq=False):
-    task: asyncio.Task[Any] | None
-    deadline: float
-    is_over: bool = False
 
 
 class Deadlines:
@@ -25,32 +15,20 @@ class Deadlines:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._entries: deque[_Entry] = deque()
+        self._entries: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    async def within(self, work: Awaitable[T]) -> T:
-        """The result of `work`. Raises: TimeoutError once its time is over; it is cancelled then."""
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
-        assert task is not None
-        entry = _Entry(task, loop.time() + self._seconds)
-        self._entries.append(entry)
+    def watch(self, answer: asyncio.Future[Any], since: float) -> None:
+        """One that has not come when its time, from `since` on the loop's clock, is over is a TimeoutError then."""
+        self._entries.append((since + self._seconds, answer))
         if self._timer is None:
+            loop = answer.get_loop()
             self._timer = loop.call_later(self._seconds / _LOOKS, self._look, loop)
-        try:
-            return await work
-        except asyncio.CancelledError:
-            if entry.is_over and task.uncancel() <= 0:
-                raise TimeoutError from None
-            raise
-        finally:
-            entry.task = None
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         entries, now = self._entries, loop.time()
-        while entries and (entries[0].task is None or entries[0].deadline <= now):
-            entry = entries.popleft()
-            if entry.task is not None:
-                entry.is_over = True
-                entry.task.cancel()
+        while entries and (entries[0][1].done() or entries[0][0] <= now):
+            answer = entries.popleft()[1]
+            if not answer.done():
+                answer.set_exception(TimeoutError())
         self._timer = loop.call_later(self._seconds / _LOOKS, self._look, loop) if entries else None

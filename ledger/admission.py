@@ -15,12 +15,13 @@ from ledger import keys, refusal_text
 from ledger.accounts import Accounts
 from ledger.admission_request import AdmissionRequest as AdmissionRequest
 from ledger.admission_request import Terms as Terms
-from ledger.admit_calls import AdmitCalls
+from ledger.admit_calls import AdmitCalls, Asked
 from ledger.balances import Balance
 from ledger.budget_store import BudgetStore
 from ledger.clock import Clock, now_us
 from ledger.connect import Client, again
 from ledger.errors import UnknownOrg
+from ledger.hold_ids import new_hold_id
 from ledger.lua import Scripts, common_keys, text, to_the_end
 from ledger.model import Code, RatePlan, RateTable
 from ledger.money import COST_DENOMINATOR, HOUR_US, UNIT
@@ -93,37 +94,66 @@ class Admissions:
         self._asking: dict[str, asyncio.Task[RatePlan | None]] = {}
 
     async def admit(
-        self, request: AdmissionRequest, terms: Terms | None = None, on_late: OnLate | None = None
-    ) -> Decision:
-        """Decide, and hold what it needs.
+        self, request: AdmissionRequest, terms: Terms | None = None, on_late: OnLate | None = None,
+        asked: Asked | None = None,
+    ) -> Decision:  # fmt: skip
+        """Decide, and hold what it needs. `asked`: what `ask` gave for the same, once it has its answer.
 
         Raises: LedgerUnavailable (a retry with the same hold_id is safe). When cancelled while the ledger is
             asked, its answer (of admit.lua) goes to `on_late`.
         """
         terms = terms or _TERMS
+        if asked is None or self._calls.is_outdated(asked):
+            if not request.hold_id:
+                request = msgspec.structs.replace(request, hold_id=new_hold_id(request.org))
+            now = self._clock()
+            # Nearly always the rates are at hand, and nothing is to be waited for.
+            plan = self._fresh_plan(request.cluster) or await self.plan(request.cluster)
+            nano, refusal = _rate(plan, request, now)
+            if refusal is not None:
+                return in_mode(refusal, await self.mode_of(request.org))
+            amount = unit_micro(nano, request.max_runtime_us, terms.hold_us)
+            asked = await self._calls.answered(request, terms, amount, now, on_late)
+        return self.allowed(asked) or await self._refused(asked, terms)
+
+    def ask(self, request: AdmissionRequest, terms: Terms, on_late: OnLate) -> Asked | None:
+        """The first step of `admit` without waiting, where all is at hand: the request is on its way to the ledger.
+
+        It has the id of its hold. What is to be waited for then is the future in it, which gets an answer or any error
+        of the client; `allowed` tells of a yes, `admit` of the rest.
+        """
+        plan = self._fresh_plan(request.cluster)
+        if plan is None:
+            return None
         now = self._clock()
-        # Nearly always the rates are at hand, and nothing is to be waited for.
-        plan = self._fresh_plan(request.cluster) or await self.plan(request.cluster)
         nano, refusal = _rate(plan, request, now)
         if refusal is not None:
-            return in_mode(refusal, await self.mode_of(request.org))
-        amount = unit_micro(nano, request.max_runtime_us, terms.hold_us)
-        (code, available, index, hold, expires, novelty, units, policy_mode), budgets = await self._calls.ask(
-            request, terms, amount, now, on_late
-        )
-        mode = policy_mode.decode()
-        needed = amount * (request.count or units)
-        if code == b"ok":
-            if novelty == b"metered":
-                reason = refusal_text.goes_on()
-            elif novelty == b"unknown":
-                reason = refusal_text.unknown_org_let_in(request.org)
-            else:
-                reason = refusal_text.admitted(needed, request.org, available if hold else None, request.count or 1)
-            return Decision(
-                True, Code.OK, reason, None, available, needed, hold.decode() or None, expires or None, mode,
-                novelty == b"replayed",
-            )  # fmt: skip
+            return None
+        return self._calls.ask(request, terms, unit_micro(nano, request.max_runtime_us, terms.hold_us), now, on_late)
+
+    def allowed(self, asked: Asked) -> Decision | None:
+        """The decision where the answer is a plain yes."""
+        code, available, _, hold, expires, novelty, units, policy_mode = asked.answer.result()
+        if code != b"ok":
+            return None
+        request = asked.request
+        needed = asked.amount_micro * (request.count or units)
+        if novelty == b"metered":
+            reason = refusal_text.goes_on()
+        elif novelty == b"unknown":
+            reason = refusal_text.unknown_org_let_in(request.org)
+        else:
+            reason = refusal_text.admitted(needed, request.org, available if hold else None, request.count or 1)
+        return Decision(
+            True, Code.OK, reason, None, available, needed, hold.decode() or None, expires or None,
+            policy_mode.decode(), novelty == b"replayed",
+        )  # fmt: skip
+
+    async def _refused(self, asked: Asked, terms: Terms) -> Decision:
+        """The decision where it is none."""
+        code, available, index, _, _, _, units, policy_mode = asked.answer.result()
+        request, mode = asked.request, policy_mode.decode()
+        needed = asked.amount_micro * (request.count or units)
         if code == b"off":
             return in_mode(_UNCHECKED, mode)
         if code == b"unknown_org":
@@ -132,8 +162,8 @@ class Admissions:
             )
         about = await self._circumstances(request, terms)
         if code == b"budget_exhausted":
-            budget = budgets[index - 1]
-            said = refusal_text.budget_exhausted(budget, now, available, needed, about, request.org)
+            budget = asked.budgets[index - 1]
+            said = refusal_text.budget_exhausted(budget, asked.now_us, available, needed, about, request.org)
             tier = "project" if budget.user is None else "user"
             return Decision(False, Code.BUDGET_EXHAUSTED, said, tier, available, needed, policy_mode=mode)
         if about.only_running_is_short:

@@ -13,8 +13,8 @@ from ledger.admission_request import LISTED_US, AdmissionRequest, Terms
 from ledger.budget_store import BudgetStore
 from ledger.budgets import Budget
 from ledger.clock import Clock, format_time
+from ledger.connect import again
 from ledger.errors import LedgerUnavailable
-from ledger.hold_ids import new_hold_id
 from ledger.lua import Script, common_keys
 from ledger.money import MICRO_MAX
 from ledger.pipelined import OnLate, Pipelined
@@ -25,25 +25,6 @@ COVERS_MAX = 10_000
 """Users in projects of one org for whom it is kept which budgets they are under."""
 STALE_MAX = 5
 _FOR_EVER_US = 2**63
-
-
-class _Hold(msgspec.Struct, gc=False):
-    """A hold's record; amounts, units and its expiry are strings, as Lua would make them inexact when it writes it."""
-
-    amount: str
-    left: str
-    tiers: tuple[str, str, str]
-    workload: str | None
-    expires_us: str
-    limit_us: int | None
-    cluster: str
-    project: str
-    user: str
-    preset: str | None
-    app: str | None
-    kind: str
-    at: str
-    source: str
 
 
 class _Cover(NamedTuple):
@@ -75,6 +56,19 @@ class _OrgBudgets:
         return known
 
 
+class Asked(NamedTuple):
+    """A request that admit.lua was asked about: its answer comes, or has come."""
+
+    request: AdmissionRequest
+    amount_micro: int
+    """What one unit needs."""
+    now_us: int
+    budgets: tuple[Budget, ...]
+    """Those it is under; the answer counts in them."""
+    known: _OrgBudgets
+    answer: asyncio.Future[list[Any]]
+
+
 class AdmitCalls:
     """Asks admit.lua, and again where budgets changed meanwhile. What asks at the same time shares a call."""
 
@@ -87,52 +81,64 @@ class AdmitCalls:
         self._budgets: dict[str, _OrgBudgets] = {}
         self._reading: dict[str, asyncio.Task[_OrgBudgets]] = {}
 
-    async def ask(
-        self,
-        request: AdmissionRequest,
-        terms: Terms,
-        amount_micro: int,
-        now: int,
-        on_late: OnLate | None,
-    ) -> tuple[list[Any], tuple[Budget, ...]]:
-        """(the script's answer, the budgets it counts in) for a request whose unit needs `amount_micro`.
-
-        Raises: LedgerUnavailable. When cancelled while the ledger is asked, its answer goes to `on_late`.
-        """
-        org, cluster, project, user = request.org, request.cluster, request.project, request.user
-        tiers = keys.tier_fields(project, user)
-        workload = f"{cluster}{keys.US}{request.workload_id}" if request.workload_id else ""
-        owner = f"{cluster}{keys.US}{request.owner}" if request.owner else ""
-        hold = request.hold_id or new_hold_id(org)
+    def ask(
+        self, request: AdmissionRequest, terms: Terms, amount_micro: int, now: int, on_late: OnLate | None
+    ) -> Asked | None:
+        """A request (with the id of its hold), whose unit needs `amount_micro`, is on its way; None where the budgets
+        of its org have to be read first. When given up, its answer goes to `on_late`."""
+        known = self._budgets.get(request.org)
+        if known is None:
+            return None
+        work = _work(
+            request.cluster, request.org, request.project, request.user, request.kind, request.preset, request.app,
+            request.source, request.max_runtime_us,
+        )  # fmt: skip
+        cover = known.cover(request.project, request.user, now)
+        workload = f"{request.cluster}{keys.US}{request.workload_id}" if request.workload_id else ""
+        owner = f"{request.cluster}{keys.US}{request.owner}" if request.owner else ""
         expires = now + (max(terms.hold_us, LISTED_US) if request.source else terms.hold_us)
         # More than can be counted is more than anyone has; the script sees that it is.
         amount, units = min(amount_micro, MICRO_MAX + 1), min(request.count or 0, MICRO_MAX)
-        record = _JSON.encode(
-            _Hold(
-                str(amount), str(units or 1), tiers, workload or None, str(expires), request.max_runtime_us,
-                cluster, project, user, request.preset, request.app, request.kind, format_time(now),
-                request.source,
-            )
-        ).decode()  # fmt: skip
-        names = _script_keys(org)
-        given = str(self._given_clock()) if self._given_clock else ""
+        # Amounts, units and the expiry are strings, as Lua would make them inexact when it writes the record.
+        record = (
+            f'{{"amount":"{amount}","left":"{units or 1}","expires_us":"{expires}","at":"{format_time(now)}",'
+            f'"workload":{_JSON.encode(workload).decode() if workload else "null"},{work.record}'
+        )
+        packed = _PACK.encode((
+            request.hold_id, record, workload, request.replaces or "", owner, amount, units, expires, work.of_project,
+            work.of_user, cover.packed, known.revision, terms.unknown_org, request.dry_run, request.was_let_in,
+        ))  # fmt: skip
+        given = (str(self._given_clock()),) if self._given_clock else _NO_CLOCK
+        answer = self._pipelined.among(self._script, work.names, given, packed, on_late)
+        return Asked(request, amount_micro, now, cover.budgets, known, answer)
+
+    def is_outdated(self, asked: Asked) -> bool:
+        """Whether the script wants to be asked again, with the budgets as they are by then."""
+        code, org = asked.answer.result()[0], asked.request.org
+        if code == b"stale" and self._budgets.get(org) is asked.known:
+            del self._budgets[org]
+        return code in (b"more", b"stale")
+
+    async def answered(
+        self, request: AdmissionRequest, terms: Terms, amount_micro: int, now: int, on_late: OnLate | None
+    ) -> Asked:
+        """As `ask`, with its answer, however often that takes. Raises: LedgerUnavailable."""
+
+        async def once() -> Asked:
+            asked = self.ask(request, terms, amount_micro, now, on_late)
+            while asked is None:
+                await self._read(request.org)
+                asked = self.ask(request, terms, amount_micro, now, on_late)
+            await asked.answer
+            return asked
+
         stale = 0
         while stale < STALE_MAX:
-            known = self._budgets.get(org) or await self._read(org)
-            cover = known.cover(project, user, now)
-            packed = _PACK.encode((
-                hold, record, workload, request.replaces or "", owner, amount, units, expires, tiers[1], tiers[2],
-                cover.packed, known.revision, terms.unknown_org, request.dry_run, request.was_let_in,
-            ))  # fmt: skip
-            answer = await self._pipelined.among(self._script, names, (given,), packed, on_late)
-            if answer[0] == b"more":
-                continue
-            if answer[0] != b"stale":
-                return answer, cover.budgets
-            stale += 1
-            if self._budgets.get(org) is known:
-                del self._budgets[org]
-        raise LedgerUnavailable(f"the budgets of org {org!r} change all the time; a retry is safe")
+            asked = await again(once)
+            if not self.is_outdated(asked):
+                return asked
+            stale += asked.answer.result()[0] == b"stale"
+        raise LedgerUnavailable(f"the budgets of org {request.org!r} change all the time; a retry is safe")
 
     async def _read(self, org: str) -> _OrgBudgets:
         # Many may wait for the same answer: it is asked for once.
@@ -153,6 +159,7 @@ class AdmitCalls:
 _JSON = msgspec.json.Encoder()
 _PACK = msgspec.msgpack.Encoder()
 _NO_COVER = _Cover((), "", 0, _FOR_EVER_US)
+_NO_CLOCK = ("",)
 
 
 def _cover(budgets: tuple[Budget, ...], project: str, user: str, now: int) -> _Cover:
@@ -168,7 +175,29 @@ def _cover(budgets: tuple[Budget, ...], project: str, user: str, now: int) -> _C
     return _Cover(budgets, packed.decode(), max(start for start, _ in periods), until)
 
 
-@lru_cache(maxsize=4096)
-def _script_keys(org: str) -> tuple[str, ...]:
+class _Work(NamedTuple):
+    """What does not change from one request for the same work to the next."""
+
+    names: tuple[str, ...]
+    """The script's keys."""
+    of_project: str
+    of_user: str
+    record: str
+    """The end of the JSON of a hold's record."""
+
+
+@lru_cache(maxsize=4096)  # the same few users come again and again
+def _work(
+    cluster: str, org: str, project: str, user: str, kind: str, preset: str | None, app: str | None, source: str,
+    limit_us: int | None,
+) -> _Work:  # fmt: skip
     names = keys.of_org(org)
-    return (*common_keys(names), names.budget_spent, names.metered, names.settled)
+    tiers = keys.tier_fields(project, user)
+    record = _JSON.encode({
+        "tiers": tiers, "limit_us": limit_us, "cluster": cluster, "project": project, "user": user, "preset": preset,
+        "app": app, "kind": kind, "source": source,
+    })  # fmt: skip
+    return _Work(
+        (*common_keys(names), names.budget_spent, names.metered, names.settled), tiers[1], tiers[2],
+        record.decode().removeprefix("{"),
+    )  # fmt: skip

@@ -86,29 +86,26 @@ class Pipelined:
         self._is_due = False
         self._idle: list[Any] = []  # connections that are kept; the pool closes them with the client
 
-    def call(
-        self, script: Script, names: Sequence[str], arguments: Sequence[Any], on_late: OnLate | None = None
-    ) -> Coroutine[Any, Any, Any]:
+    def call(self, script: Script, names: Sequence[str], arguments: Sequence[Any]) -> Coroutine[Any, Any, Any]:
         """The script's answer. Sent again after a lost connection, so the script has to be safe to repeat.
 
-        Raises: LedgerUnavailable. When cancelled, the answer, if one comes, goes to `on_late`.
+        Raises: LedgerUnavailable.
         """
-        return again(lambda: self._queue(_Call(_future(), script, tuple(names), tuple(arguments), None, on_late)))
+        return again(lambda: self._queue(_Call(_future(), script, tuple(names), tuple(arguments))))
 
     def shared(self, script: Script, names: tuple[str, ...], arguments: tuple[Any, ...]) -> Coroutine[Any, Any, Any]:
         """As `call`, of a script that only reads: all that ask for the same at the same time share one answer."""
         return again(lambda: self._queue(_Call(_future(), script, names, arguments, is_shared=True)))
 
     def among(
-        self,
-        script: Script,
-        names: tuple[str, ...],
-        arguments: tuple[Any, ...],
-        request: bytes,
-        on_late: OnLate | None = None,
-    ) -> Coroutine[Any, Any, Any]:
-        """As `call`, of a script that takes any number of requests after its arguments and answers them in a list."""
-        return again(lambda: self._queue(_Call(_future(), script, names, arguments, request, on_late, True)))
+        self, script: Script, names: tuple[str, ...], arguments: tuple[Any, ...], request: bytes, on_late: OnLate | None
+    ) -> asyncio.Future[Any]:
+        """The answer to one of the requests that a script takes after its arguments, to answer them in a list.
+
+        Asked once only: the future gets whatever error there is. When that is done before, the answer, if one comes,
+        goes to `on_late`.
+        """
+        return self._queue(_Call(_future(), script, names, arguments, request, on_late, True))
 
     def _queue(self, call: _Call) -> asyncio.Future[Any]:
         self._waiting.append(call)
@@ -198,7 +195,7 @@ def _together(calls: Iterable[_Call]) -> list[_Command]:
         if not call.is_shared:
             commands.append(_Command([call]))
             continue
-        kind = (call.script.name, call.names, call.arguments)
+        kind = (call.script.name, call.names[0], call.arguments)  # the first key of an org says which the others are
         command = known.get(kind)
         if command is None:
             command = known[kind] = _Command([call])

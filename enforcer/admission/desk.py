@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -80,7 +79,7 @@ class Desk:
         mode = self.settings.mode_of(request.cluster)
         if mode == "off":
             return _OFF
-        start = time.perf_counter()
+        start = _now()
         if not request.hold_id:
             request = replace(request, hold_id=new_hold_id(request.org))
         decision = await self._ask(request, who, via, start, until)
@@ -96,51 +95,53 @@ class Desk:
             self.metrics.count(SHADOWED, decision.code)
             self._journal(SHADOW, request, decision, who, via)
             decision = replace(decision, allowed=True, reason=refusal_text.shadowed(decision.reason))
-        elif excuse is not None and await self._is_excused(excuse, start, until):
+        elif excuse is not None and await self._is_excused(excuse, self._end(start, until)):
             decision = replace(decision, allowed=True, reason=refusal_text.started_anew(decision.reason))
             self.metrics.count(EXCEPTED, decision.code)
             self._journal(EXCEPTION, request, decision, who, via)
         else:
             self.metrics.count(DENIED, decision.code)
             self._journal(REFUSAL, request, decision, who, via)
-        self.metrics.observe(time.perf_counter() - start)
+        self.metrics.observe(_now() - start)
         return decision
 
     async def quote(self, request: AdmissionRequest, until: float | None = None) -> Quote:
         """What work would cost, within the time set for a decision. Raises: LedgerUnavailable."""
-        if self.aftermath.is_away or self._is_over(until):
+        start = _now()
+        end = self._end(start, until)
+        if self.aftermath.is_away or self._is_over(end):
             raise LedgerUnavailable(refusal_text.ledger_unavailable())
-        start = time.perf_counter()
         try:
-            return await self._within(until, self.ledger.admissions.quote(request, self.terms))
+            return await self._within(end, self.ledger.admissions.quote(request, self.terms))
         except (LedgerUnavailable, TimeoutError) as error:
             self._missed(error, start)
             raise LedgerUnavailable(refusal_text.ledger_unavailable()) from error
 
-    def _within(self, until: float | None, answer: Awaitable[T]) -> Awaitable[T]:
-        """What the ledger says, in its part of the time. Raises: TimeoutError."""
-        return self._deadlines.within(answer) if until is None else self._sharing(until, answer)
+    def _end(self, start: float, until: float | None) -> float:
+        """When the time ends for what was asked at `start`: on the loop's clock, as all of these."""
+        return start + self._seconds if until is None else until
 
-    async def _sharing(self, until: float, answer: Awaitable[T]) -> T:
-        async with asyncio.timeout_at(until - self._seconds + self._ledger_seconds):
+    async def _within(self, end: float, answer: Awaitable[T]) -> T:
+        """What the ledger says, in its part of the time. Raises: TimeoutError."""
+        async with asyncio.timeout_at(end - self._seconds + self._ledger_seconds):
             return await answer
 
     def _missed(self, error: Exception, start: float) -> None:
         """The ledger, asked at `start`, did not answer. What others took of the same time is not its fault."""
-        silent = time.perf_counter() - start
+        silent = _now() - start
         if not isinstance(error, TimeoutError) or silent >= self.settings.decision_seconds * _FAIR_PART:
             self.aftermath.lost()
 
-    def _is_over(self, until: float | None) -> bool:
+    def _is_over(self, end: float) -> bool:
         """Whether the ledger cannot be asked any more."""
-        return until is not None and _now() >= until - self._seconds + self._ledger_seconds
+        return _now() >= end - self._seconds + self._ledger_seconds
 
-    async def _is_excused(self, excuse: Callable[[], Awaitable[bool]], start: float, until: float | None) -> bool:
+    async def _is_excused(self, excuse: Callable[[], Awaitable[bool]], end: float) -> bool:
         """In what is left of the time for a decision."""
         if self.aftermath.is_away:
             return False
         try:
-            async with asyncio.timeout(self._left(start, until)):
+            async with asyncio.timeout_at(end):
                 return await excuse()
         except (CreditsError, TimeoutError) as error:
             log.warning("whether refused work is to be let through is not known: %s", error or "no answer in time")
@@ -181,11 +182,12 @@ class Desk:
 
     async def _by_own_mode(self, org: str, refusal: Decision, until: float | None) -> Decision:
         """By that of its cluster, while nobody can say what its own is."""
-        if self.aftermath.is_away or self._is_over(until):
+        start = _now()
+        end = self._end(start, until)
+        if self.aftermath.is_away or self._is_over(end):
             return refusal
-        start = time.perf_counter()
         try:
-            return in_mode(refusal, await self._within(until, self.ledger.admissions.mode_of(org)))
+            return in_mode(refusal, await self._within(end, self.ledger.admissions.mode_of(org)))
         except (LedgerUnavailable, TimeoutError) as error:
             self._missed(error, start)
             return refusal
@@ -193,25 +195,40 @@ class Desk:
     async def _ask(
         self, request: AdmissionRequest, who: str, via: str, start: float, until: float | None
     ) -> Decision:  # fmt: skip
-        if self.aftermath.is_away or self._is_over(until):
-            return await self._without_ledger(request, who, via, start, until, was_asked=False)
+        if self.aftermath.is_away or (until is not None and self._is_over(until)):
+            return await self._without_ledger(request, who, via, self._end(start, until), was_asked=False)
 
         def answered_late(answer: Any) -> None:
             is_its_own = answer[0] == b"ok" and answer[5] == b"new" and answer[3].decode() == request.hold_id
             if is_its_own and not self._may_pass:  # one that was changed stays, for its job is still there
                 self.aftermath.release(request.org, request.hold_id)
 
+        admissions = self.ledger.admissions
+        decision = asked = None
         try:
-            decision = await self._within(until, self.ledger.admissions.admit(request, self.terms, answered_late))
+            if until is None:
+                asked = admissions.ask(request, self.terms, answered_late)
+            if asked is not None:
+                self._deadlines.watch(asked.answer, start)
+                try:
+                    await asked.answer
+                    decision = admissions.allowed(asked)
+                except TimeoutError:
+                    raise
+                except Exception:
+                    asked = None  # what can be helped by asking again is, below; what cannot is said there
+            if decision is None:
+                again = admissions.admit(request, self.terms, answered_late, asked)
+                decision = await self._within(self._end(start, until), again)
         except (LedgerUnavailable, TimeoutError) as error:
             self._missed(error, start)
-            return await self._without_ledger(request, who, via, start, until, was_asked=True)
+            return await self._without_ledger(request, who, via, self._end(start, until), was_asked=True)
         if decision.replayed and decision.hold_id:
             self.aftermath.given(decision.hold_id)
         return decision
 
     async def _without_ledger(
-        self, request: AdmissionRequest, who: str, via: str, start: float, until: float | None, *, was_asked: bool
+        self, request: AdmissionRequest, who: str, via: str, end: float, *, was_asked: bool
     ) -> Decision:
         own_mode = self._modes.get(request.org, "")
         required = self.ledger.admissions.known_required(request, self.terms)
@@ -220,7 +237,7 @@ class Desk:
                 True, Code.LEDGER_UNAVAILABLE, refusal_text.let_through(request.cluster), None, None, required,
                 None if request.dry_run else request.hold_id,
             )  # fmt: skip
-            if await self._passes(request, decision, who, via, self._left(start, until)):
+            if await self._passes(request, decision, who, via, end):
                 return decision
         if was_asked and not request.dry_run:
             # Whether its hold was made is not known. A hold that is replaced stays, for its job is still there.
@@ -228,22 +245,18 @@ class Desk:
         said = refusal_text.ledger_unavailable()
         return in_mode(Decision(False, Code.LEDGER_UNAVAILABLE, said, None, None, required or 0), own_mode)
 
-    async def _passes(self, request: AdmissionRequest, decision: Decision, who: str, via: str, seconds: float) -> bool:
-        """Whether there is room under the org's cap, and it is kept for the ledger within so many seconds."""
+    async def _passes(self, request: AdmissionRequest, decision: Decision, who: str, via: str, end: float) -> bool:
+        """Whether there is room under the org's cap, and it is kept for the ledger before the time ends."""
         cap, required = self.settings.allow_cap_micro, decision.required_micro
         if request.dry_run:
             return self.aftermath.has_room(request.org, required, cap)
         entry = decision_entry(EXCEPTION, request, decision, who=who, via=via, now_us=self._clock())
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(end):
                 return await self.aftermath.let_through(LetThrough(request, self.terms, required, entry), cap)
         except (SpoolError, TimeoutError) as error:
             log.error("nothing can be let through: %s", error or "the disk takes too long")
             return False
-
-    def _left(self, start: float, until: float | None) -> float:
-        """Seconds of the time for a decision that began at `start`, or of what it shares."""
-        return self._seconds - (time.perf_counter() - start) if until is None else until - _now()
 
     def _journal(self, kind: str, request: AdmissionRequest, decision: Decision, who: str, via: str) -> None:
         entry = decision_entry(kind, request, decision, who=who, via=via, now_us=self._clock())
