@@ -14,6 +14,7 @@ from api.routes import Handler, Route, names_of
 from enforcer.bodies import required_name
 from enforcer.callers import Callers
 from enforcer.failures import Failures
+from enforcer.parameters import checked
 from enforcer.problems import ErrorPage, Problem
 from ledger.tokens import Token
 
@@ -54,7 +55,7 @@ class Guard:
         return self._by_token(route)
 
     def _by_token(self, route: Route) -> Handler:
-        known, handler, may_call = self._callers.known, route.handler, _rule(route)
+        known, handler, may_call = self._callers.known, checked(route), _rule(route)
         # What schedulers ask is answered in time, and also while the ledger is away.
         find = self._callers.find_in_time if SCHEDULER in (route.roles or ()) else self._callers.find
 

@@ -64,6 +64,7 @@ class BudgetsApi:
     async def list_budgets(self, request: web.Request) -> web.Response:
         """All budgets of an org, and what is left of them."""
         org = request.match_info["org"]
+        await self._ledger.accounts.balance(org)  # says it when there is no such org
         states = await self._ledger.budgets.states(org)
         return answer({"items": [budget_shape(org, state) for state in states], "next": None})
 
@@ -89,6 +90,7 @@ class BudgetsApi:
         body = await read_json(request, BudgetBody)
         if body.week_start.lower() not in WEEKDAYS:
             raise Problem(422, "invalid", f"week_start: {body.week_start!r:.40} is none of {', '.join(WEEKDAYS)}")
+        await self._ledger.accounts.balance(org)  # says it when there is no such org: a budget makes none
         state = await self._ledger.budgets.put(
             org, project, user, amount("credits", body.credits), **caller(request), if_tag=if_match(request),
             period=body.period, timezone=body.timezone, week_start=WEEKDAYS.index(body.week_start.lower()),

@@ -383,6 +383,12 @@ async def test_the_journal_by_type_and_time_from_either_end(api: Api) -> None:
         while len(await api.journal()) < 13:
             pass
     everything = await api.journal()
+    for query, said in (
+        ("limt=2", "'limt' is no parameter of this; did you mean 'limit'?"),
+        ("type=a&type=b", "type: said"),
+    ):
+        status, problem = await api.call("GET", f"/v1/orgs/acme/journal?{query}")
+        assert (status, problem["detail"].startswith(said)) == (422, True)
     assert await api.journal("?order=desc") == everything[::-1]
     for query, expected in (
         ("type=grant", [one for one in everything if one["type"] == "grant"]),

@@ -287,6 +287,13 @@ async def test_budgets_over_http(api: Api) -> None:
     )
     assert (status, "'Europe/Berlin'" in problem["detail"]) == (422, True)
     assert (await api.call("PUT", "/v1/orgs/acme/budgets/vision", {"credits": "-1"}, "owner"))[0] == 422
+    # A name that is misspelled neither makes an org nor removes all budgets.
+    for method, path in (("PUT", "/v1/orgs/amce/budgets/vision"), ("GET", "/v1/orgs/amce/budgets")):
+        status, problem = await api.call(method, path, asked if method == "PUT" else None)
+        assert (status, problem["code"]) == (404, "unknown_org")
+    assert await api.ledger.accounts.orgs() == ["acme"]
+    status, problem = await api.call("DELETE", "/v1/orgs/acme/budgets/vision/ann?peroid=month", role="owner")
+    assert (status, problem["detail"]) == (422, "'peroid' is no parameter of this; did you mean 'period'?")
     assert (await api.call("DELETE", "/v1/orgs/acme/budgets/vision/ann?period=month", role="owner"))[0] == 404
     assert (await api.call("DELETE", "/v1/orgs/acme/budgets/vision/ann?period=day", role="owner"))[0] == 204
     assert (await api.call("GET", "/v1/orgs/acme/budgets"))[1]["items"] == []

@@ -1,0 +1,40 @@
+"""The parameters of a call's address: only those that it has, each once. One that is misspelled would do nothing."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+import msgspec
+from aiohttp import web
+
+from api.routes import Handler, Route
+from api.types import Paging
+from enforcer.problems import Problem
+
+_OF_LISTS = frozenset(field.encode_name for field in msgspec.structs.fields(Paging))
+
+
+def checked(route: Route) -> Handler:
+    """The route's handler, of a call that says which parameters it takes.
+
+    Those of lists are never refused to a GET: callers send them to all that is a list.
+    """
+    handler, query = route.handler, None if route.about is None else route.about.query
+    if query is None:
+        return handler
+    names = [field.encode_name for field in msgspec.structs.fields(query)]
+    taken = {*names, *(_OF_LISTS if route.method == "GET" else ())}
+
+    async def check(request: web.Request) -> web.StreamResponse:
+        said: set[str] = set()
+        for name, _ in request.query.items():
+            if name not in taken:
+                near = get_close_matches(name[:80], names, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+                raise Problem(422, "invalid", f"{name[:80]!r} is no parameter of this; {hint}")
+            if name in said:
+                raise Problem(422, "invalid", f"{name}: said twice; expected once")
+            said.add(name)
+        return await handler(request)
+
+    return check
