@@ -13,10 +13,11 @@ from ledger.admission_request import COUNT_MAX, RUNTIME_SECONDS_MAX
 
 if TYPE_CHECKING:
     from config.settings import Settings
-    from ledger.admission import AdmissionRequest, Terms
+    from ledger.admission import AdmissionRequest, Decision, Terms
     from ledger.store import Ledger
 
 PERIODS = ("day", "week", "month", "total")
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _REQUEST: tuple[Callable[[F], F], ...] = (
     click.argument("org"),
     click.argument("preset", required=False),
@@ -61,7 +62,10 @@ def _terms(given: Settings) -> Terms:
 @click.option("--dry-run", is_flag=True, help="Decide only, hold nothing.")
 @json_option
 def admit(org: str, preset: str | None, as_json: bool, **asked: Any) -> None:
-    """Decide whether work may start, and set its credits aside; exit code 1 where it may not."""
+    """Decide whether work may start, and set its credits aside; exit code 1 where it may not.
+
+    As the enforcer does: in mode `shadow`, of the cluster or the org, everything may start.
+    """
     import asyncio
 
     from ledger.admission_shapes import decision_shape
@@ -69,19 +73,24 @@ def admit(org: str, preset: str | None, as_json: bool, **asked: Any) -> None:
     given = settings()
     request = _request(org, preset, asked)
 
-    async def work() -> dict[str, Any]:
+    mode = given.admission.mode_of(request.cluster)
+
+    async def work() -> Decision:
         async with open_ledger(given) as ledger:
             decision = await ledger.admissions.admit(request, _terms(given))
-            if not decision.allowed and not request.dry_run:
-                from ledger.journal import decision_entry
-                from ledger.refusals import REFUSAL, Refused
+            if decision.allowed:
+                return decision
+            from ledger.journal import decision_entry
+            from ledger.refusals import REFUSAL, SHADOW, Refused
 
-                now = ledger.clock()
-                entry = decision_entry(REFUSAL, request, decision, who=who(), via="cli", now_us=now)
+            is_tried = (decision.policy_mode or mode) == "shadow"
+            if not request.dry_run:
+                kind, now = SHADOW if is_tried else REFUSAL, ledger.clock()
+                entry = decision_entry(kind, request, decision, who=who(), via="cli", now_us=now)
                 await ledger.refusals.add([Refused(request.org, entry)])
-            return decision_shape(decision)
+            return _shadowed(decision) if is_tried else decision
 
-    shape = asyncio.run(work())
+    shape = decision_shape(_unchecked() if mode == "off" else asyncio.run(work()))
     if as_json:
         print_json(shape)
     else:
@@ -89,6 +98,21 @@ def admit(org: str, preset: str | None, as_json: bool, **asked: Any) -> None:
         if shape["hold_id"]:
             click.echo(f"hold {shape['hold_id']}: {shape['required']} credits until {shape['hold_expires_at']}")
     click.get_current_context().exit(0 if shape["allowed"] else 1)
+
+
+def _shadowed(refusal: Decision) -> Decision:
+    from msgspec.structs import replace
+
+    from ledger.refusal_text import shadowed
+
+    return replace(refusal, allowed=True, reason=shadowed(refusal.reason))
+
+
+def _unchecked() -> Decision:
+    from ledger.admission import Decision
+    from ledger.model import Code
+
+    return Decision(True, Code.OK, "Credits are not checked here.")
 
 
 @click.command(cls=Command)
@@ -127,19 +151,32 @@ def budget() -> None:
 @click.argument("amount", metavar="CREDITS", type=Credits())
 @click.option("--user", help="Only this user in the project.")
 @click.option("--period", type=click.Choice(PERIODS), default="month", show_default=True)
-@click.option("--timezone", default="UTC", show_default=True, help="Whose midnight a period starts at.")
+@click.option("--timezone", help="Whose midnight a period starts at; of a new budget UTC.")
+@click.option("--week-start", type=click.Choice(WEEKDAYS), help="When a week starts; of a new budget on monday.")
 @json_option
 def budget_set(
-    org: str, project: str, amount: int, user: str | None, period: str, timezone: str, as_json: bool
-) -> None:
-    """Set a cap; 0 is zero. What its current period has spent already counts."""
+    org: str, project: str, amount: int, user: str | None, period: str, timezone: str | None, week_start: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Set a cap; 0 is zero. What its current period has spent already counts.
+
+    There is one of each period; a time zone or a start of weeks that is not given stays as it is.
+    """
     from ledger.admission_shapes import budget_shape
     from ledger.steps import check_zone
 
     async def work(ledger: Ledger) -> dict[str, Any]:
-        check_zone(timezone)
+        if timezone is not None:
+            check_zone(timezone)
         await ledger.accounts.balance(org)  # a name that is no org is refused, not made one
-        state = await ledger.budgets.put(org, project, user, amount, who=who(), period=period, timezone=timezone)
+        _, budgets = await ledger.budgets.read(org)
+        place = (project, user, period)
+        before = next((one for one in budgets if (one.project, one.user, one.period) == place), None)
+        state = await ledger.budgets.put(
+            org, project, user, amount, who=who(), period=period,
+            timezone=timezone or (before.timezone if before else "UTC"),
+            week_start=WEEKDAYS.index(week_start) if week_start else before.week_start if before else 0,
+        )  # fmt: skip
         return budget_shape(org, state)
 
     shape = with_ledger(work)
@@ -147,8 +184,8 @@ def budget_set(
         print_json(shape)
     else:
         of_user = f", user {user}" if user else ""
-        left = f"{shape['remaining']} of {shape['credits']} credits left in this {period}"
-        click.echo(f"{org}, project {project}{of_user}: {left if period != 'total' else left.replace('this', 'the')}")
+        when = {"day": "today", "total": "in all"}.get(period, f"this {period}")
+        click.echo(f"{org}, project {project}{of_user}: {shape['remaining']} of {shape['credits']} credits left {when}")
 
 
 @budget.command("rm")

@@ -264,6 +264,20 @@ def test_admission_holds_and_refuses(lab: Lab) -> None:
     assert (quote["per_hour"], quote["total"]) == ("40.5", "81")
 
 
+def test_admission_goes_by_modes_as_the_enforcer_does(lab: Lab) -> None:
+    lab.settings(admission={"mode": "shadow", "clusters": {"tried": "enforce", "free": "off"}})
+    lab.once("10:00:00")
+    lab.ok("org", "set", "acme")
+    asked = ("admit", "acme", "gpu-large")
+    passed = lab.json(*asked)
+    assert (passed["allowed"], passed["code"], passed["hold_id"]) == (True, "no_credits", None)
+    assert passed["reason"].startswith("This starts, since refusals are only tried out here; it would be refused: Org")
+    assert [row["code"] for row in lab.json("shadow", "report")] == ["no_credits"]
+    assert lab.run(*asked, "--cluster", "tried").returncode == 1
+    assert lab.json("admit", "acme", "no-such", "--cluster", "free")["code"] == "ok"
+    assert [entry["type"] for entry in lab.json("journal", "acme")["items"]] == ["org", "shadow", "refusal"]
+
+
 def test_budgets_are_set_listed_and_removed(lab: Lab) -> None:
     lab.ok("grant", "acme", "1000")
     lab.once("10:00:00", job("job-1", "09:00:00", "09:40:00"))
@@ -277,6 +291,12 @@ def test_budgets_are_set_listed_and_removed(lab: Lab) -> None:
         (None, "total", "30"),
         ("ann", "day", "5"),
     ]
+    # Another amount leaves what else is set.
+    week = ("budget", "set", "acme", "vision", "70", "--period", "week")
+    said = lab.ok(*week, "--timezone", "Asia/Tokyo", "--week-start", "sunday")
+    assert said.endswith(" of 70 credits left this week\n")
+    again = lab.json(*week[:4], "80", "--period", "week")
+    assert (again["credits"], again["timezone"], again["week_start"]) == ("80", "Asia/Tokyo", "sunday")
     lab.ok("budget", "rm", "acme", "vision")
     assert [row["user"] for row in lab.json("budget", "list", "acme")] == ["ann"]
 

@@ -15,8 +15,8 @@ def test_a_budget_says_all_in_two_sentences() -> None:
     about = Circumstances("ops@acme.example", 40_500_000)
     assert budget_exhausted(budget, NOW, 2_500_000, 3 * CREDIT, about, "acme") == (
         "The daily budget of user ann in project vision has 2.5 of 10 credits left and org acme's running work uses "
-        "40.5 credits an hour; this needs 3 credits to start. The budget starts anew on 2026-11-24 00:00 (Europe/Berlin); "
-        "ops@acme.example can raise it."
+        "40.5 credits an hour; this needs 3 credits to start. The budget starts anew on 2026-11-24 00:00 "
+        "(Europe/Berlin); ops@acme.example can raise it."
     )
 
 
