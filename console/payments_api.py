@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from api import shapes
+from api import payment_shapes
 from api.routes import Handler, Operation, Route
 from api.types import AskedCredits, IdempotencyKey, Page, Paging
 from config.payments import PRICE_DIGITS, Payments, minor_digits
@@ -54,13 +54,13 @@ class PaymentsApi:
     def calls(self) -> list[Route]:
         """All calls, with the roles that may make them."""
         purchases = "/v1/orgs/{org}/purchases"
-        offer = Operation("payments", shapes.Offer, problems=(501,))
+        offer = Operation("payments", payment_shapes.Offer, problems=(501,))
         buy = Operation(
-            "payments", shapes.Order, PurchaseBody, headers=IdempotencyKey, statuses=(201,), problems=(409, 501, 502),
-            example={"credits": "100"}, body_max=BODY_MAX,
+            "payments", payment_shapes.Order, PurchaseBody, headers=IdempotencyKey, statuses=(201,),
+            problems=(409, 501, 502), example={"credits": "100"}, body_max=BODY_MAX,
         )  # fmt: skip
-        orders = Operation("payments", Page[shapes.Order], query=Paging, problems=(501,))
-        webhook = Operation("payments", shapes.Received, dict[str, Any], problems=(404, 501, 502, 503))
+        orders = Operation("payments", Page[payment_shapes.Order], query=Paging, problems=(501,))
+        webhook = Operation("payments", payment_shapes.Received, dict[str, Any], problems=(404, 501, 502, 503))
         page = Operation("payments", problems=(501, 503), media={"text/html": "A page for the buyer."})
         calls = [
             Route("GET", "/v1/payments", self.offer, _SEE, about=offer),
@@ -68,7 +68,7 @@ class PaymentsApi:
             Route("GET", purchases, self.orders, _SEE, about=orders),
             Route(
                 "GET", purchases + "/{order}", self.order, _SEE,
-                about=Operation("payments", shapes.Order, problems=(501,)),
+                about=Operation("payments", payment_shapes.Order, problems=(501,)),
             ),
             Route("POST", "/v1/payments/stripe", self.webhook, None, about=webhook),
             Route("GET", "/console/payments/{org}/{order}", self.page, None, about=page),

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import msgspec
 from aiohttp import web
 
-from api import shapes
+from api import payment_shapes
 from api.conditions import GIVES_ETAG, IfMatch, etag, if_match
 from api.routes import Operation, Route
 from api.types import AskedCredits, AskedLimit, said
@@ -84,7 +84,7 @@ class TopUpApi:
     def calls(self) -> list[Route]:
         """All calls, with the roles that may make them."""
         path, none = "/v1/orgs/{org}/auto-top-up", (501,)
-        get = Operation("payments", shapes.AutoTopUp, problems=none, gives=GIVES_ETAG)
+        get = Operation("payments", payment_shapes.AutoTopUp, problems=none, gives=GIVES_ETAG)
         put = get._replace(
             body=AutoTopUpBody, headers=IfMatch, problems=(412, *none),
             example={"threshold": "50", "credits": "200", "monthly_cap": "1000"},

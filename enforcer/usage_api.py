@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import msgspec
 from aiohttp import web
 
-from api import shapes
+from api import usage_shapes
 from api.routes import Operation, Route
 from api.types import AskedTime, Name, Zone, said
 from enforcer.access import SEE, check_org, token_of
@@ -60,9 +60,9 @@ class UsageApi:
 
     def routes(self) -> list[Route]:
         csv = {"text/csv": "A header, all rows, and the totals."}
-        used = Operation("usage", shapes.Usage, query=UsageParameters, media=csv, problems=(404,))
+        used = Operation("usage", usage_shapes.Usage, query=UsageParameters, media=csv, problems=(404,))
         both = {**csv, "text/html": "A page to print."}
-        stated = Operation("usage", shapes.Statement, query=StatementParameters, media=both)
+        stated = Operation("usage", usage_shapes.Statement, query=StatementParameters, media=both)
         return [
             Route("GET", "/v1/usage", self.usage, SEE, about=used),
             Route("GET", "/v1/orgs/{org}/statement", self.statement, SEE, about=stated),
