@@ -138,10 +138,14 @@ class Admissions:
             return None
         request = asked.request
         needed = asked.amount_micro * (request.count or units)
+        if available == b"":
+            available = None
         if novelty == b"metered":
             reason = refusal_text.goes_on()
         elif novelty == b"unknown":
             reason = refusal_text.unknown_org_let_in(request.org)
+        elif hold and available is None and needed:
+            reason = f"{refusal_text.set_aside(needed)}."
         else:
             reason = refusal_text.admitted(needed, request.org, available if hold else None, request.count or 1)
         return Decision(

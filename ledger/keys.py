@@ -242,7 +242,8 @@ class OrgKeys:
     @property
     def settled(self) -> str:
         """Sorted set: id of a hold that ended as its work was charged, or was not there by then, by the instant (ms)
-        from which this is forgotten."""
+        from which this is forgotten. Of one that was not there also id US workload, of each that was charged by then,
+        and id US with how many these are (over 2^52)."""
         return self._key("settled")
 
     @property

@@ -138,9 +138,12 @@ def admitted(required_micro: int, org: str, left_micro: int | None, count: int =
         return f"{what} cost{'' if count > 1 else 's'} nothing."
     if left_micro is None:
         return f"This may start; {credits_text(required_micro)} would be set aside."
-    verb = "is" if required_micro == MICRO else "are"
-    left = f"org {org} then has {credits_text(left_micro)} left"
-    return f"{credits_text(required_micro)} {verb} set aside to start; {left}."
+    return f"{set_aside(required_micro)}; org {org} then has {credits_text(left_micro)} left."
+
+
+def set_aside(required_micro: int) -> str:
+    """Without a full stop."""
+    return f"{credits_text(required_micro)} {'is' if required_micro == MICRO else 'are'} set aside to start"
 
 
 def running_out(

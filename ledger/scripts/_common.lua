@@ -352,6 +352,9 @@ local function drop_hold(id, units, by)
   return amount
 end
 
+-- What `settled` counts from, of each hold that was not there yet: units of it that were charged by then.
+local SETTLED_NONE = 2 ^ 52
+
 -- Ends holds whose time is over, so many at once at most that no call takes long. Returns whether there are more: what
 -- these set aside still counts, so whoever is to look at sums answers 'more', and is asked again.
 local EXPIRED_AT_ONCE = 500

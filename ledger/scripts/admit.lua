@@ -23,7 +23,9 @@
 --         {code, available_micro, index of the budget that ran out or 0, hold id, expires_us,
 --          'new'|'replayed'|'metered'|'unknown'|'', units, mode of the org's own policy or ''}
 --   code 'ok', 'no_credits', 'budget_exhausted', 'unknown_org', 'off' (the org's own mode),
---   'stale' (budgets changed meanwhile: read again), or 'more' (ask again: there were too many holds to end at once)
+--   'stale' (budgets changed meanwhile: read again), or 'more' (ask again: there were too many holds to end at once, and
+--   what they set aside still counts; who is admitted with it would be without). With such left, available_micro of who
+--   is admitted is '': not known.
 -- available_micro is the budget's where a budget ran out, and is what there is after a hold was made; in an org with
 -- restricted grants it is what there is for this work. The org's credit line is not in it, and is counted beside it.
 -- A repeated request for the same workload and amount answers with the hold it has, and when that expires by now;
@@ -72,8 +74,18 @@ local function aside(tier)
   return sum(KEYS[6], tier) + (added[tier] or 0) + sum(KEYS[7], tier)
 end
 
+-- Whether there are holds whose time is over and that are not ended yet. Those that are met with are ended here.
+local some_are_over = false
+
 local function read_record(id)
-  if records[id] == nil then records[id] = redis.call('HGET', KEYS[3], id) end
+  if records[id] == nil then
+    records[id] = redis.call('HGET', KEYS[3], id)
+    if some_are_over and records[id] and tonumber(redis.call('ZSCORE', KEYS[4], id) or now) <= now / 1000 then
+      write()
+      drop_hold(id)
+      records[id] = false
+    end
+  end
   return records[id]
 end
 
@@ -148,6 +160,7 @@ local function decide(request)
   local id, record, workload, replaces, owner_workload, amount, units, expires_us, project, user, budgets, budget_rev,
     unknown_org, dry_run, was_let_in = unpack(request)
   local function refusal(code, available, index)
+    if some_are_over and available then code = 'more' end
     return {code, available or 0, index or 0, '', 0, '', units, mode}
   end
   if not known and unknown_org ~= 'allow' then return refusal('unknown_org') end
@@ -166,6 +179,7 @@ local function decide(request)
   local class = scoped and class_of(cjson.decode(record)) or nil
   local own = present and present.amount * present.left or 0
   local function admission(available, hold, expiry, novelty)
+    if some_are_over then available = '' end
     return {'ok', available, 0, hold, expiry, novelty, units, mode}
   end
   if not known then return admission(0, '', 0, 'unknown') end
@@ -176,9 +190,19 @@ local function decide(request)
     return admission(org_has(class, 0), present.id, expiry_of(present.id, present.expires_us), 'replayed')
   end
   local is_metered = workload ~= '' and (units == 1 or was_let_in) and redis.call('SISMEMBER', KEYS[10], workload) == 1
-  if not present and is_metered or was_let_in and redis.call('ZSCORE', KEYS[11], id) then
-    return admission(org_has(class, 0), '', 0, 'metered')
+  local is_settled = not present and is_metered
+  local is_part = false
+  if was_let_in and redis.call('ZSCORE', KEYS[11], id) then
+    -- Of an array that was let in without the ledger some tasks may be charged already, before its hold is made.
+    local charged = tonumber(redis.call('ZSCORE', KEYS[11], id .. '\31') or 2 ^ 53) - SETTLED_NONE
+    is_part = not is_settled and charged < units
+    is_settled = not is_part
+    if is_part then
+      units = units - charged
+      required = amount * units
+    end
   end
+  if is_settled then return admission(org_has(class, 0), '', 0, 'metered') end
   local owner, passing = nil, 0
   if not present then
     owner = hold_of_workload(owner_workload)
@@ -202,13 +226,15 @@ local function decide(request)
       if left < required then return refusal('budget_exhausted', left, index) end
     end
   end
+  if dry_run and some_are_over then return refusal('more') end
   if dry_run then return admission(available, '', 0, '') end
   if present then
     drop(present, nil)
   elseif passing > 0 then
     drop(owner, passing)
   end
-  if is_kept or class then
+  if is_part then redis.call('ZREM', KEYS[11], id .. '\31') end
+  if is_kept or is_part or class then
     local hold = cjson.decode(record)
     hold.left = text(units)
     hold.tiers[4] = class
@@ -229,12 +255,11 @@ if mode == 'off' then
   return answers
 end
 write()
-if expire_holds(now) then
-  for i = 1, #requests do answers[i] = {'more', 0, 0, '', 0, '', 0, mode} end
-  return answers
-end
+some_are_over = expire_holds(now)
 granted, expired, spent, free, restricted, debts = funds(now)
-for i, record in ipairs(redis.call('HMGET', KEYS[3], unpack(ids))) do records[ids[i]] = record end
+if not some_are_over then
+  for i, record in ipairs(redis.call('HMGET', KEYS[3], unpack(ids))) do records[ids[i]] = record end
+end
 for i = 1, #requests do answers[i] = decide(requests[i]) end
 write()
 return answers

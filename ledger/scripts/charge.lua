@@ -125,7 +125,8 @@ for i = 1, #plan.ended, 2 do redis.call('HSET', KEYS[13], plan.ended[i], plan.en
 local forgotten = text(math.floor(now / 1000) + 3600000)
 for _, settled in ipairs(plan.settled) do
   local id = settled[1]
-  if id == '' or redis.call('HEXISTS', KEYS[3], id) == 0 then
+  local is_held = id ~= '' and redis.call('HEXISTS', KEYS[3], id) == 1
+  if not is_held then
     id = settled[2] ~= '' and redis.call('HGET', KEYS[5], settled[2])
   end
   if id then
@@ -134,10 +135,18 @@ for _, settled in ipairs(plan.settled) do
   -- Who let it in without the ledger may be about to make its hold: admit.lua looks here then.
   if settled[1] ~= '' and redis.call('HEXISTS', KEYS[3], settled[1]) == 0 then
     redis.call('ZADD', KEYS[19], forgotten, settled[1])
+    if not is_held and redis.call('ZADD', KEYS[19], 'NX', forgotten, settled[1] .. '\31' .. settled[2]) == 1 then
+      redis.call('ZADD', KEYS[19], 'NX', text(SETTLED_NONE), settled[1] .. '\31')
+      redis.call('ZINCRBY', KEYS[19], '1', settled[1] .. '\31')
+    end
   end
 end
 local old = redis.call('ZRANGEBYSCORE', KEYS[19], '-inf', text(math.floor(now / 1000)), 'LIMIT', 0, 5000)
-if #old > 0 then redis.call('ZREM', KEYS[19], unpack(old)) end
+if #old > 0 then
+  redis.call('ZREM', KEYS[19], unpack(old))
+  for n, id in ipairs(old) do old[n] = id .. '\31' end
+  redis.call('ZREM', KEYS[19], unpack(old))
+end
 expire_holds(now)
 for _, tier in ipairs(plan.running) do
   if redis.call('HINCRBY', KEYS[7], tier[1], tier[2]) == 0 then

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from enforcer.admission.desk import Desk
 from exporter.books import Books
@@ -93,6 +94,30 @@ async def test_work_that_is_charged_by_its_own_id_is_held_no_more(desk: Desk, co
     assert await caught_up(desk) == set()
 
 
+async def test_an_array_of_which_some_tasks_are_charged_is_held_for_the_others(desk: Desk) -> None:
+    hold = await let_through(desk, count=3)
+    item = desk.aftermath._spool.waiting[0]
+    await charge(desk, ("1", hold, False))
+    await charge(desk, ("1", hold, False))  # it was queued again
+    before = await desk.ledger.accounts.balance("acme")
+    assert before.holds == 0
+    assert await caught_up(desk) == {hold}
+    after = await desk.ledger.accounts.balance("acme")
+    assert after.held_micro - before.held_micro == item.required_micro // 3 * 2
+    await charge(desk, ("2", hold, False), ("3", hold, True))
+    assert (await desk.ledger.accounts.balance("acme")).holds == 0
+    # Should the enforcer not know that it did: nothing is held once more.
+    decision = await desk.ledger.admissions.admit(replace(item.request, was_let_in=True), item.terms)
+    assert (decision.allowed, decision.hold_id) == (True, None)
+    assert (await verify(desk.ledger))["ok"]
+
+
+async def test_an_array_of_which_all_tasks_are_charged_is_held_no_more(desk: Desk) -> None:
+    hold = await let_through(desk, count=2)
+    await charge(desk, ("1", hold, False), ("2", hold, True))
+    assert await caught_up(desk) == set()
+
+
 async def test_what_is_held_late_ends_with_its_first_charge(desk: Desk) -> None:
     hold = await let_through(desk)
     assert await caught_up(desk) == {hold}
@@ -107,6 +132,7 @@ async def test_what_was_settled_is_forgotten_after_an_hour(desk: Desk) -> None:
     score = await client.zscore(names.settled, "acme.1")
     assert score is not None
     assert 50 * MINUTE < score * 1000 - now_us() < 70 * MINUTE
-    await client.zadd(names.settled, {"acme.1": 1})
+    await client.zadd(names.settled, {"acme.1": 1, f"acme.1{keys.US}c{keys.US}1": 1})
     await charge(desk, ("2", "acme.2", False))
-    assert await client.zrange(names.settled, 0, -1) == [b"acme.2"]
+    found = [name.decode() for name in await client.zrange(names.settled, 0, -1)]
+    assert found == ["acme.2", f"acme.2{keys.US}c{keys.US}2", f"acme.2{keys.US}"]

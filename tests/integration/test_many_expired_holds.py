@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from ledger import keys
 from ledger.admission import AdmissionRequest, Terms
@@ -115,6 +116,36 @@ async def test_what_is_held_by_expired_holds_is_there_for_the_next_one(ledger: L
     assert await counted.scripts() == MANY // AT_ONCE
     balance = await ledger.accounts.balance("acme")
     assert (balance.holds, balance.held_micro) == (1, (MANY + 1) * CREDIT)
+    assert (await verify(ledger))["ok"]
+
+
+async def test_an_admission_that_passes_all_the_same_waits_for_none_of_them(ledger: Ledger, clock: list[int]) -> None:
+    counted = Commands(ledger.client)
+    request = AdmissionRequest(cluster="c", org="acme", project="x", user="ann", preset="p")
+    clock[0] += 15 * MINUTE
+    await counted.reset()
+    decision = await ledger.admissions.admit(request, Terms())
+    assert (decision.code, decision.available_micro) == (Code.OK, None)  # nobody knows how much more there is
+    assert decision.reason == "1 credit is set aside to start."
+    assert await counted.scripts() == 1
+    question = await ledger.admissions.admit(replace(request, dry_run=True), Terms())
+    assert (question.code, question.available_micro) == (Code.OK, MANY * CREDIT)
+    assert (await verify(ledger))["ok"]
+
+
+async def test_work_whose_hold_is_over_gets_a_new_one(ledger: Ledger, clock: list[int]) -> None:
+    """Also while that one is not ended yet."""
+    clock[0] += 15 * MINUTE
+    for number in (MANY - 100, MANY - 200):
+        request = AdmissionRequest(
+            cluster="c", org="acme", project="x", user="ann", preset="p", workload_id=str(number),
+            replaces=f"acme.{number}" if number % 200 else None,
+        )  # fmt: skip
+        decision = await ledger.admissions.admit(request, Terms())
+        assert (decision.code, decision.replayed) == (Code.OK, False)
+        assert decision.hold_expires_us == clock[0] + 15 * MINUTE
+    balance = await ledger.accounts.balance("acme")
+    assert (balance.holds, balance.held_micro) == (2, 2 * CREDIT)
     assert (await verify(ledger))["ok"]
 
 
