@@ -17,7 +17,8 @@ from ledger.lua import text
 from ledger.plan import rollups_of
 from ledger.steps import step_bounds
 from ledger.store import Ledger
-from ledger.usage_reader import DAY_US, FieldSums, OrgReader, add_up, read_horizon
+from ledger.usage_reader import DAY_US, OrgReader, read_horizon
+from ledger.usage_sums import FieldSums, add_up
 
 _FIELDS_AT_ONCE: Final = 5000
 _SPARE_MS: Final = 3_600_000

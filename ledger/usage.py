@@ -17,18 +17,9 @@ from ledger.org_state import Row
 from ledger.runs import Run
 from ledger.steps import cut
 from ledger.store import Ledger
-from ledger.usage_reader import (
-    MICRO,
-    US,
-    Horizon,
-    OrgReader,
-    Sink,
-    Sums,
-    charged_at,
-    read_horizon,
-    whole_hours,
-)
+from ledger.usage_reader import Horizon, OrgReader, charged_at, read_horizon, whole_hours
 from ledger.usage_report import Key, UsageQuery, UsageReport, UsageRow
+from ledger.usage_sums import MICRO, US, Sink, Sums
 
 ROWS_MAX: Final = 1_000_000
 """Rows an answer has at most, so that no question takes all memory."""

@@ -1,13 +1,11 @@
-"""Reads what an org used: sums out of its buckets and roll-ups, and the runs behind them."""
+"""Reads what an org used: its buckets and roll-ups, to be added up, and the runs behind them."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
-from operator import add
 from typing import Any, Final
 
 from ledger import keys
@@ -21,15 +19,12 @@ from ledger.rates_history import RateLine, line_of
 from ledger.runs import Run, hour_of
 from ledger.steps import step_bounds
 from ledger.store import Ledger
+from ledger.usage_sums import FieldSums
 
 DAY_US: Final = 24 * HOUR_US
-MICRO, US, REFUNDED_MICRO, REFUNDED_US = range(4)
-Sums = list[int]
-"""Micro-credits charged, microseconds billed, and what of both was given back."""
 Lines = Callable[[str, str, str, str, bool], RateLine]
 """(cluster, kind, resource, app, bills_app) -> the rates over time."""
 _SUFFIXES: Final = ("", "t", "r", "u")
-_COLUMNS: Final = {b"t": US, b"r": REFUNDED_MICRO, b"u": REFUNDED_US}
 _FIELDS_AT_ONCE: Final = 100_000
 _KEYS_AT_ONCE: Final = 500
 _SCAN: Final = 2000
@@ -70,56 +65,6 @@ def lines_of(plans: dict[str, RatePlan | None]) -> Lines:
         return line_of(plans.get(cluster), kind, resource, app, bills_app)
 
     return line
-
-
-def add_up(fields: defaultdict[bytes, int], bucket: dict[bytes, bytes]) -> None:
-    """Add a bucket's fields to sums of their own; a loop in C, since there may be millions of them."""
-    fields.update(zip(bucket, map(add, map(fields.__getitem__, bucket), map(int, bucket.values())), strict=True))
-
-
-class FieldSums:
-    """Buckets added up field by field."""
-
-    def __init__(self) -> None:
-        self.fields: defaultdict[bytes, int] = defaultdict(int)
-
-    def add(self, bucket: dict[bytes, bytes]) -> None:
-        """Add a bucket's fields."""
-        add_up(self.fields, bucket)
-
-    def settle(self) -> None:
-        """All buckets of a part were added."""
-
-
-class Sink(FieldSums):
-    """Where buckets are added up: field by field first, since there are many, and then by what is asked for."""
-
-    def __init__(self, sums_of: Callable[[int], Sums | None], *, refunds: bool = False) -> None:
-        """`sums_of(row number)`: None where a row is not asked for.
-
-        `refunds`: take only what was given back, and count it as charged as well: the runs tell only the rest.
-        """
-        super().__init__()
-        self._sums_of = sums_of
-        self._refunds = refunds
-
-    def settle(self) -> None:
-        """Hand on what was added so far."""
-        places: dict[bytes, Sums | None] = {}
-        for field, value in self.fields.items():
-            column = _COLUMNS.get(field[-1:], MICRO)
-            if self._refunds and column < REFUNDED_MICRO:
-                continue
-            number = field[:-1] if column else field
-            if number in places:
-                sums = places[number]
-            else:
-                sums = places[number] = self._sums_of(int(number))
-            if sums is not None:
-                sums[column] += value
-                if self._refunds:
-                    sums[column - REFUNDED_MICRO] += value
-        self.fields.clear()
 
 
 class OrgReader:

@@ -17,14 +17,8 @@ from ledger.money import HOUR_US, format_hours, format_micro, format_rate
 from ledger.org_state import Row
 from ledger.runs import GONE, Run, billable
 from ledger.steps import STEPS, check_zone
-from ledger.usage_reader import (
-    MICRO,
-    REFUNDED_MICRO,
-    REFUNDED_US,
-    US,
-    Sums,
-    charged_at,
-)
+from ledger.usage_reader import charged_at
+from ledger.usage_sums import MICRO, REFUNDED_MICRO, REFUNDED_US, US, Sums
 
 GROUPS: Final = ("cluster", "org", "project", "user", "kind", "resource", "app", "workload")
 _STEPS_MAX: Final = 200_000
