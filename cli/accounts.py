@@ -17,6 +17,7 @@ from cli.base import (
     json_option,
     new_key,
     settings,
+    very_like,
     who,
     with_ledger,
 )
@@ -79,7 +80,7 @@ def grant(
             effective_us=effective_us, expires_us=expires_us, purpose=purpose, presets=presets, clusters=clusters,
         )  # fmt: skip
         balance = await ledger.accounts.balance(org)
-        near = await _very_like(ledger, org) if receipt.record.new_org and not receipt.replayed else None
+        near = await very_like(ledger, org) if receipt.record.new_org and not receipt.replayed else None
         from ledger.money import format_micro
 
         return grant_shape(org, receipt), format_micro(balance.available_micro), near
@@ -112,13 +113,6 @@ def _say_granted(made: dict[str, Any], available: str, effective_us: int | None)
     )
     if made["only"]:
         click.echo("pays only for " + only_text(made["only"]["presets"], made["only"]["clusters"]))
-
-
-async def _very_like(ledger: Ledger, org: str) -> str | None:
-    """The org, among the others, that a new one was probably meant to be."""
-    from config.problems import near_miss
-
-    return near_miss(org, [name for name in await ledger.accounts.orgs() if name != org])
 
 
 def _meant(near: str | None) -> str:
@@ -198,7 +192,7 @@ def org_set(org: str, unlimited: bool | None, contact: str | None, credit_line: 
             org, who=who(), unlimited=unlimited, contact=contact, credit_line_micro=credit_line
         )
         after = await ledger.accounts.balance(org)
-        near = await _very_like(ledger, org) if done == "created" else None
+        near = await very_like(ledger, org) if done == "created" else None
         return done, {**balance_shape(after), **org_shape(after)}, near
 
     done, shape, near = with_ledger(work)

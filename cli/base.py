@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ledger.clock import parse_time, to_us
-from ledger.errors import InvalidRequest, LedgerUnavailable
+from ledger.errors import CreditsError, InvalidRequest, LedgerUnavailable, UnknownOrg
 from ledger.money import AmountError, parse_credits
 
 if TYPE_CHECKING:
@@ -169,14 +169,30 @@ def open_ledger(given: Settings) -> AbstractAsyncContextManager[Ledger]:
 
 
 def with_ledger(work: Callable[[Ledger], Coroutine[Any, Any, T]]) -> T:
-    """The result of `work(ledger)` on the ledger of the settings."""
+    """The result of `work(ledger)` on the ledger of the settings.
+
+    Raises: CreditsError with the org that was probably meant, where there is none of a name.
+    """
     given = settings()
 
     async def run() -> T:
         async with open_ledger(given) as ledger:
-            return await work(ledger)
+            try:
+                return await work(ledger)
+            except UnknownOrg as e:
+                near = await very_like(ledger, e.org)
+                if near is None:
+                    raise
+                raise CreditsError(f"no org {e.org!r}; did you mean {near!r}?") from e
 
     return asyncio.run(run())
+
+
+async def very_like(ledger: Ledger, org: str) -> str | None:
+    """The org, among the others, that a name was probably meant to be."""
+    from config.problems import near_miss
+
+    return near_miss(org, [name for name in await ledger.accounts.orgs() if name != org])
 
 
 def new_key() -> str:

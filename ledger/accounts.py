@@ -229,7 +229,7 @@ class Accounts:
         names = common_keys(keys.of_org(org))
         answer = await to_the_end(lambda: self._scripts.balance(names, [self._now()]))
         if len(answer) <= 7:
-            raise UnknownOrg(f"no org {org!r}; `credits grant {org} CREDITS` creates it")
+            raise UnknownOrg(org)
         return read_balance(org, answer)
 
     async def balances(self) -> list[Balance]:

@@ -44,6 +44,10 @@ class LastAdmin(CreditsError):
 class UnknownOrg(CreditsError):
     """No org of this name."""
 
+    def __init__(self, org: str) -> None:
+        super().__init__(f"no org {org!r}; `credits grant {org} CREDITS` creates it")
+        self.org = org
+
 
 class InvalidRequest(CreditsError):
     """A value is not acceptable; the message names it and says what would be."""

@@ -165,7 +165,7 @@ async def statement(ledger: Ledger, org: str, month: str, timezone: str = "UTC")
     """
     since, until = month_bounds(month, timezone)
     if org not in await ledger.accounts.orgs():
-        raise UnknownOrg(f"no org {org!r}; `credits grant {org} CREDITS` creates it")
+        raise UnknownOrg(org)
     entries = await entries_of(ledger, org)
     marks = await ledger.charging.source_marks()
     # Where hours are not kept any more, the days that are; cut alike at both ends, so that no day is in two months.

@@ -39,7 +39,7 @@ async def usage(ledger: Ledger, query: UsageQuery) -> UsageReport:
     orgs = await ledger.accounts.orgs()
     if query.org is not None:
         if query.org not in orgs:
-            raise UnknownOrg(f"no org {query.org!r}; `credits grant {query.org} CREDITS` creates it")
+            raise UnknownOrg(query.org)
         orgs = [query.org]
     horizon = await read_horizon(ledger)
     pieces, is_exact = _pieces(query, horizon)

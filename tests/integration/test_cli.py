@@ -122,6 +122,9 @@ def test_a_grant_says_that_the_org_is_new_and_which_one_it_may_have_been_meant_f
     assert note == "note: org 'amce' is new; did you mean 'acme'?"
     lab.ok(*remedy.partition("credits ")[2].split())
     assert lab.json("balance", "amce")["available"] == "0"
+    for command in (("balance", "acmee"), ("budget", "set", "acmee", "vision", "5"), ("usage", "--org", "acmee")):
+        done = lab.run(*command)
+        assert (done.returncode, done.stderr) == (1, "credits: no org 'acmee'; did you mean 'acme'?\n")
     assert lab.run("org", "set", "acmee").stderr == "note: org 'acmee' is new; did you mean 'acme'?\n"
     assert lab.run("org", "set", "acme2").stderr == ""  # siblings have numbers
 
