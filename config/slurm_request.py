@@ -35,6 +35,7 @@ class SlurmBody(msgspec.Struct):
     tres_per_socket: str | None = None
     tres_per_task: str | None = None
     job_id: int | None = None
+    array_task: int | None = None
     replaces_hold: str | None = None
 
 
@@ -42,8 +43,9 @@ class SlurmBody(msgspec.Struct):
 class SlurmRequest:
     """A job that is submitted, or a waiting one that is changed (then with `job_id`).
 
-    `count`: tasks of an array, None for a changed job, of which Slurm does not say it. `replaces_hold`: the
-    hold that the job has already. `max_runtime_seconds` None: the partition's own limit.
+    `count`: tasks of an array, None for a changed job, of which Slurm does not say it. `is_task`: what is changed is
+    one task of an array alone. `replaces_hold`: the hold that the job has already, all others of its array with it.
+    `max_runtime_seconds` None: the partition's own limit.
     """
 
     cluster: str
@@ -56,6 +58,7 @@ class SlurmRequest:
     count: int | None
     max_runtime_seconds: int | None
     job_id: int | None
+    is_task: bool
     replaces_hold: str | None
 
     def presets(self, rules: SlurmRules) -> tuple[str, ...]:
@@ -77,7 +80,11 @@ def parse_slurm_request(payload: bytes) -> SlurmRequest:
     if body.scheduler != "slurm":
         raise ValueError(f"scheduler is {body.scheduler!r}, not 'slurm'")
     minutes = body.time_limit_minutes
-    numbers = {"time_limit_minutes": minutes, "nodes": body.nodes, "tasks": body.tasks, "job_id": body.job_id}
+    numbers = {
+        "time_limit_minutes": minutes, "nodes": body.nodes, "tasks": body.tasks, "job_id": body.job_id,
+        "array_task": body.array_task,
+    }  # fmt: skip
+    is_task = body.job_id is not None and body.array_task is not None
     for name, number in numbers.items():
         if number is not None and not 0 <= number < 2**31:
             raise ValueError(f"{name} is {number}")
@@ -89,9 +96,10 @@ def parse_slurm_request(payload: bytes) -> SlurmRequest:
         partitions=tuple(part.strip() for part in body.partition.split(",")),
         qos=body.qos,
         gres=_gres(body),
-        count=array_size(body.array) if body.job_id is None else None,
+        count=array_size(body.array) if body.job_id is None else 1 if is_task else None,
         max_runtime_seconds=None if minutes is None else minutes * 60,
         job_id=body.job_id,
+        is_task=is_task,
         replaces_hold=body.replaces_hold,
     )
 

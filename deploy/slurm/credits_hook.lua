@@ -325,6 +325,7 @@ function M.question(settings, cluster, job, record, partitions, uid)
     tres_per_socket = pick("tres_per_socket"),
     tres_per_task = pick("tres_per_task"),
     job_id = set_number(record.job_id),
+    array_task = set_number(record.array_task_id),
     replaces_hold = M.hold_in(record.admin_comment),
   }
   return question

@@ -73,7 +73,7 @@ class SlurmApi:
         decision = await self._desk.decide(asked, who=token.who, via="slurm", until=until)
         if request.transport is None:  # slurmctld waits for a fraction of a second only
             self._desk.unheard(asked, decision)
-        if decision.allowed and job.replaces_hold and not asked.replaces:
+        if decision.allowed and job.replaces_hold and not asked.replaces and not job.is_task:
             former = org_of_hold(job.replaces_hold, [])
             if former is not None and token.org in (None, former):
                 self._desk.aftermath.release(former, job.replaces_hold)
@@ -83,7 +83,8 @@ class SlurmApi:
         self, job: SlurmRequest, source: SlurmSource, owner: tuple[str, str] | None, until: float
     ) -> tuple[AdmissionRequest, Decision | None]:
         org, project = owner or ("", "")
-        held = _hold_of(job.replaces_hold, org)
+        # One task of an array is held for by itself, by its own id, as what the array holds is for the others, too.
+        held = None if job.is_task else _hold_of(job.replaces_hold, org)
         asked = AdmissionRequest(
             cluster=job.cluster, org=org or job.account or "?", project=project, user=job.user, kind="job",
             max_runtime_us=None if not job.max_runtime_seconds else job.max_runtime_seconds * 1_000_000,

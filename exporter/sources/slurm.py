@@ -96,11 +96,13 @@ class SlurmSource:
         """Nothing is kept open between two fetches."""
 
     def _unnamed(self, waiting: Sequence[JobRun]) -> Iterator[tuple[str, str]]:
-        """(org, id) of jobs whose comment does not name the hold that they may have: they were let in unchecked, or
-        came to another org, and the hook, asked about a change, cannot write there."""
+        """(org, id) of jobs whose comment does not name the hold that they may have: they were let in unchecked, came
+        to another org, or are tasks changed alone, and the hook, asked about a change, cannot write there."""
         for run in waiting:
             owner = owner_of(run.account, self._settings.rules, self._parents)
-            if owner is not None and (run.hold_id is None or org_of_hold(run.hold_id, owner[:1]) != owner[0]):
+            if owner is None:
+                continue
+            if run.is_task or run.hold_id is None or org_of_hold(run.hold_id, owner[:1]) != owner[0]:
                 yield owner[0], str(run.job_id)
 
     async def _add_finished(self, found: dict[tuple[int, int], JobRun], taken_us: int, ask_us: int) -> Counter[str]:

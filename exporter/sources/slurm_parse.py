@@ -68,6 +68,7 @@ class _Job(msgspec.Struct):
     time_limit: _Numeric = None
     admin_comment: str | None = None
     restart_cnt: _Numeric = None
+    array_task_id: _Numeric = None
 
 
 class _Fault(msgspec.Struct):
@@ -165,6 +166,7 @@ def _run(job: _Job, taken: int) -> JobRun:
         limit=None if minutes is None else int(minutes) * 60,
         hold_id=hold_in(job.admin_comment),
         restarts=int(_number(job.restart_cnt) or 0),
+        is_task=_number(job.array_task_id) is not None,
     )
 
 

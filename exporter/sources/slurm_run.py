@@ -50,6 +50,8 @@ class JobRun:
     limit: int | None = None
     hold_id: str | None = None
     restarts: int = 0
+    is_task: bool = False
+    """One of an array by itself, as squeue tells it: others that wait are one job."""
 
     @property
     def key(self) -> tuple[int, int]:

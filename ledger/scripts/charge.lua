@@ -124,14 +124,11 @@ for i = 1, #plan.ended, 2 do redis.call('HSET', KEYS[13], plan.ended[i], plan.en
 
 local forgotten = text(math.floor(now / 1000) + 3600000)
 for _, settled in ipairs(plan.settled) do
-  local id = settled[1]
-  local is_held = id ~= '' and redis.call('HEXISTS', KEYS[3], id) == 1
-  if not is_held then
-    id = settled[2] ~= '' and redis.call('HGET', KEYS[5], settled[2])
-  end
-  if id then
-    drop_hold(id, 1, settled[2])
-  end
+  local is_held = settled[1] ~= '' and redis.call('HEXISTS', KEYS[3], settled[1]) == 1
+  -- A task of an array that was changed alone has a hold of its own beside its part of the array's.
+  local own = settled[2] ~= '' and redis.call('HGET', KEYS[5], settled[2])
+  if is_held then drop_hold(settled[1], 1, settled[2]) end
+  if own and own ~= settled[1] then drop_hold(own, 1, settled[2]) end
   -- Who let it in without the ledger may be about to make its hold: admit.lua looks here then.
   if settled[1] ~= '' and redis.call('HEXISTS', KEYS[3], settled[1]) == 0 then
     redis.call('ZADD', KEYS[19], forgotten, settled[1])

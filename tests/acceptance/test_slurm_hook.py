@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from config.slurm_request import parse_slurm_request
+from exporter.sources.slurm_parse import parse_squeue
 from tests.slurm_lab import CLUSTER, SbatchRefused, SlurmLab, missing_for_lab
 
 pytestmark = pytest.mark.slurm
@@ -246,6 +247,20 @@ def test_a_waiting_job_that_moves_to_another_partition_is_asked_about_again(
     assert (request.job_id, request.replaces_hold, request.partitions) == (job, "h-7", ("gpu",))
     assert (request.account, request.user, request.max_runtime_seconds) == ("proja", "alice", 1800)
     assert details(hook_lab, job)["partition"] == "gpu"
+
+
+def test_a_task_of_an_array_that_moves_alone_is_asked_about_alone(hook_lab: SlurmLab, enforcer: Enforcer) -> None:
+    job = hook_lab.sbatch(options=["--hold", "--array=0-3"])
+    hook_lab.run("scontrol", "update", f"JobId={job}_2", "Partition=gpu", user="alice")
+    hook_lab.run("scontrol", "update", f"JobId={job}", "Partition=gpu", user="alice")
+    alone, *others = [parse_slurm_request(json.dumps(asked).encode()) for asked in enforcer.questions[1:]]
+    assert (alone.is_task, alone.count, alone.replaces_hold) == (True, 1, "h-7")
+    assert alone.job_id != job
+    # What the others hold is changed as one.
+    assert [(asked.job_id, asked.is_task, asked.count) for asked in others] == [(job, False, None)]
+    listed = parse_squeue(hook_lab.run("squeue", "--json").encode(), int(time.time()))[0]
+    found = {run.job_id: (run.is_task, run.hold_id) for run in listed if run.job_id in (job, alone.job_id)}
+    assert found == {job: (False, "h-7"), alone.job_id: (True, "h-7")}
 
 
 def test_a_change_that_credits_do_not_reach_for_is_refused(hook_lab: SlurmLab, enforcer: Enforcer) -> None:

@@ -421,6 +421,36 @@ async def test_the_slurm_hook_is_answered_by_the_rules_of_its_cluster(api: Api) 
     assert (await verify(api.ledger))["ok"]
 
 
+@pytest.mark.parametrize("account", ["acme-vision", "globex-vision"])
+async def test_a_task_of_an_array_that_changes_alone_has_a_hold_of_its_own(api: Api, account: str) -> None:
+    """What the array holds is for its other tasks."""
+    await give(api, "30")
+    await give(api, "30", "globex", "k2")
+    body = (await api.call("POST", "/v1/admission/slurm", slurm(array="0-3", time_limit_minutes=6), "scheduler"))[1]
+    names, org = keys.of_org("acme"), account.partition("-")[0]
+    array: Any = await api.ledger.client.hget(names.holds, body["hold_id"])
+    task = slurm(
+        account=account, job_id=8, array_task=1, partition="gpu", time_limit_minutes=6, replaces_hold=body["hold_id"]
+    )
+    alone = (await api.call("POST", "/v1/admission/slurm", task, "scheduler"))[1]
+    assert (alone["allowed"], alone["required"]) == (True, "4")
+    assert alone["hold_id"] != body["hold_id"]
+    again = (await api.call("POST", "/v1/admission/slurm", task, "scheduler"))[1]
+    assert again["hold_id"] == alone["hold_id"]
+    held = {name: (await api.ledger.accounts.balance(name)).held_micro for name in ("acme", "globex")}
+    assert held == ({"acme": 5_600_000, "globex": 0} if org == "acme" else {"acme": 1_600_000, "globex": 4_000_000})
+    # Releases are made beside the answer, one after the other: a job that moves has its former hold end.
+    plain = (await api.call("POST", "/v1/admission/slurm", slurm(), "scheduler"))[1]
+    moved = slurm(account="globex-vision", job_id=9, replaces_hold=plain["hold_id"])
+    assert (await api.call("POST", "/v1/admission/slurm", moved, "scheduler"))[1]["allowed"]
+    client: Any = api.ledger.client
+    async with asyncio.timeout(15):
+        while await client.hexists(names.holds, plain["hold_id"]):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert await client.hget(names.holds, body["hold_id"]) == array
+    assert (await verify(api.ledger))["ok"]
+
+
 async def test_a_hook_for_one_org_touches_no_other_org(api: Api) -> None:
     await give(api, "30")
     await give(api, "30", "globex", "k2")

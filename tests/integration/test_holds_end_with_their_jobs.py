@@ -54,6 +54,23 @@ async def test_a_task_that_is_started_anew_takes_no_other_tasks_part_of_the_hold
         assert (await verify(bench_.ledger))["ok"]
 
 
+async def test_a_task_that_was_changed_alone_ends_its_own_hold_and_its_part_of_the_arrays(valkey_url: str) -> None:
+    clock = [T0]
+    async with bench(valkey_url, clock) as bench_:
+        array = await admitted(bench_, count=4)
+        alone = await admitted(bench_, workload="2")
+        assert await in_holds(bench_) == 75
+        clock[0] = T0 + 2 * MINUTE
+        listed = [task("2", array, T0 + MINUTE)]
+        await bench_.take(Snapshot("test", "default", clock[0], listed))
+        assert await in_holds(bench_) == 45
+        clock[0] += MINUTE
+        await bench_.take(Snapshot("test", "default", clock[0], [*listed, task("1", array, T0 + 2 * MINUTE)]))
+        assert await in_holds(bench_) == 30
+        assert alone.encode() not in await bench_.ledger.client.hkeys("credits:{acme}:holds")  # type: ignore[misc]
+        assert (await verify(bench_.ledger))["ok"]
+
+
 @pytest.mark.parametrize("by_id", [True, False])
 async def test_a_job_that_ends_in_the_second_it_starts_leaves_no_hold(valkey_url: str, by_id: bool) -> None:
     clock = [T0]

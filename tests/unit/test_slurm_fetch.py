@@ -78,16 +78,19 @@ async def test_a_round(slurm: Slurm) -> None:
 
 
 async def test_a_waiting_job_whose_hold_its_comment_does_not_name_is_listed_by_its_id(slurm: Slurm) -> None:
-    """It was let in unchecked, or moved here from another org, and was asked about by its id when it was changed."""
+    """It was let in unchecked, moved here from another org or is a task of an array that was changed alone, and was
+    asked about by its id when it was changed."""
     comments = {8: "credits:hold=acme.1", 9: "credits:unchecked", 10: "credits:hold=globex.1", 11: ""}
     slurm.jobs(
         job(),
         *(job(job_id=number, job_state="PENDING", admin_comment=said) for number, said in comments.items()),
         job(job_id=12, job_state="PENDING", account="nobodys"),
+        job(job_id=13, job_state="PENDING", admin_comment="credits:hold=acme.1", array_task_id=0),
+        job(job_id=14, job_state="PENDING", admin_comment="credits:hold=acme.1", array_task_id=None),
     )
     snapshot = await slurm.source().fetch(None)
     assert snapshot.pending_holds == {"acme.1", "globex.1"}
-    assert snapshot.pending == {("acme", "9"), ("acme", "10"), ("acme", "11")}
+    assert snapshot.pending == {("acme", "9"), ("acme", "10"), ("acme", "11"), ("acme", "13")}
 
 
 async def test_it_is_taken_at_a_whole_second_that_is_over(slurm: Slurm) -> None:

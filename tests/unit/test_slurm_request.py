@@ -39,6 +39,13 @@ def test_a_changed_job_does_not_say_how_many_tasks_it_has() -> None:
     assert ask(job_id=7, replaces_hold="h-1").count is None
 
 
+def test_a_task_of_an_array_that_is_changed_is_one() -> None:
+    task = ask(job_id=8, array_task=0, replaces_hold="h-1")
+    assert (task.is_task, task.count) == (True, 1)
+    assert not ask(job_id=7, replaces_hold="h-1").is_task
+    assert not ask(array_task=0).is_task  # as it is submitted
+
+
 def test_a_job_for_several_partitions_may_come_to_run_on_several_presets() -> None:
     rules = SlurmRules(presets=(PresetRule("small", partition="cpu*"), PresetRule("large", partition="gpu")))
     assert ask(partition="cpu,gpu,cpu2").presets(rules) == ("small", "large")
