@@ -183,7 +183,8 @@ class AdmissionSettings:
         default=100_000_000,
         metadata=setting(
             Reader("credits", lambda at: values.decimal_text(at, "100")).then(_as_credits),
-            "With `on_ledger_down: allow`: how much an org may start, in credits, until the ledger is back.",
+            "With `on_ledger_down: allow`: how much of an org each enforcer lets start, in credits, until the "
+            "ledger is back. Several let that much start each.",
             name="allow_cap_credits",
             absent="100",
         ),
