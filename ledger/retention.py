@@ -25,7 +25,7 @@ from ledger.plan import new_token, rollups_of
 from ledger.runs import Run, field_of
 from ledger.store import Ledger
 from ledger.usage_reader import DAY_US, Lines, charged_at, read_lines
-from ledger.verify import SIGNS
+from ledger.verify_grants import SIGNS
 
 DAYS_MIN: Final = 62
 """A budget's month has to be read by the hour, and schedulers list again what ended weeks ago."""
