@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -58,7 +59,9 @@ async def test_a_card_is_saved_with_a_purchase_and_auto_top_up_switched_on(
         for label, value in (("Below this many", "50"), ("Buy this many", "1000"), ("At most in a month", "10")):
             await page.get_by_label(label).fill(value)
         await page.get_by_role("button", name="Save terms").click()
-        await expect(page.get_by_role("alert")).to_contain_text("monthly_cap: 10 is less than credits 1000")
+        await expect(page.get_by_role("alert")).to_contain_text("Nothing was changed.")
+        cap = page.get_by_label("At most in a month")
+        await expect(cap).to_have_accessible_description(re.compile("10 is less than credits 1000"))
         await page.get_by_label("At most in a month").fill("5000")
         await page.keyboard.press("Enter")
         await expect(page.get_by_text("Auto top-up is on.")).to_be_visible()
@@ -79,7 +82,9 @@ async def test_notices_are_set_by_keyboard(
         await page.get_by_label("E-mail addresses").fill("nobody")
         await page.get_by_role("button", name="Save").focus()
         await page.keyboard.press("Enter")
-        await expect(page.get_by_role("alert")).to_contain_text("'nobody' is not an address")
+        await expect(page.get_by_role("alert")).to_contain_text("Nothing was changed.")
+        emails = page.get_by_label("E-mail addresses")
+        await expect(emails).to_have_accessible_description(re.compile("'nobody' is not an address"))
         await is_clean(page)
         await page.get_by_label("E-mail addresses").fill("ops@acme.example")
         await page.get_by_label("Purchases").focus()
