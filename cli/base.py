@@ -171,7 +171,7 @@ def open_ledger(given: Settings) -> AbstractAsyncContextManager[Ledger]:
 def with_ledger(work: Callable[[Ledger], Coroutine[Any, Any, T]]) -> T:
     """The result of `work(ledger)` on the ledger of the settings.
 
-    Raises: CreditsError with the org that was probably meant, where there is none of a name.
+    Raises: CreditsError with the org that was probably meant, or how to make one, where there is none of a name.
     """
     given = settings()
 
@@ -181,9 +181,8 @@ def with_ledger(work: Callable[[Ledger], Coroutine[Any, Any, T]]) -> T:
                 return await work(ledger)
             except UnknownOrg as e:
                 near = await very_like(ledger, e.org)
-                if near is None:
-                    raise
-                raise CreditsError(f"no org {e.org!r}; did you mean {near!r}?") from e
+                hint = f"did you mean {near!r}?" if near else f"`credits grant {e.org} CREDITS` creates it"
+                raise CreditsError(f"no org {e.org!r}; {hint}") from e
 
     return asyncio.run(run())
 

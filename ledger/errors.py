@@ -45,7 +45,7 @@ class UnknownOrg(CreditsError):
     """No org of this name."""
 
     def __init__(self, org: str) -> None:
-        super().__init__(f"no org {org!r}; `credits grant {org} CREDITS` creates it")
+        super().__init__(f"There is no org {org!r}. Check the name, or have an administrator make it.")
         self.org = org
 
 

@@ -291,6 +291,7 @@ async def test_budgets_over_http(api: Api) -> None:
     for method, path in (("PUT", "/v1/orgs/amce/budgets/vision"), ("GET", "/v1/orgs/amce/budgets")):
         status, problem = await api.call(method, path, asked if method == "PUT" else None)
         assert (status, problem["code"]) == (404, "unknown_org")
+        assert problem["detail"] == "There is no org 'amce'. Check the name, or have an administrator make it."
     assert await api.ledger.accounts.orgs() == ["acme"]
     status, problem = await api.call("DELETE", "/v1/orgs/acme/budgets/vision/ann?peroid=month", role="owner")
     assert (status, problem["detail"]) == (422, "'peroid' is no parameter of this; did you mean 'period'?")
