@@ -21,6 +21,16 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int, /) -> None: ...
 
 
+def counted(number: int, what: str) -> str:
+    """`1 grant`, `2 entries`. `what` is in the plural."""
+    if number != 1:
+        return f"{number} {what}"
+    for plural, one in (("ies", "y"), ("sses", "ss"), ("s", "")):
+        if what.endswith(plural):
+            return f"1 {what.removesuffix(plural)}{one}"
+    return f"1 {what}"
+
+
 def print_json(value: Any) -> None:
     """One JSON document, indented."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.base import Command, Group, Time, csv_option, json_option, open_ledger, reach, settings, with_ledger
-from cli.output import print_json, print_rows, progress_bar
+from cli.output import counted, print_json, print_rows, progress_bar
 
 if TYPE_CHECKING:
     from ledger.model import RatePlan, RateTable
@@ -36,7 +36,7 @@ def verify(context: click.Context, org: str | None, as_json: bool) -> None:
     if as_json:
         print_json(result)
     else:
-        counts = ", ".join(f"{count} {what}" for what, count in result["checked"].items())
+        counts = ", ".join(counted(count, what) for what, count in result["checked"].items())
         for difference in result["differences"]:
             click.echo(f"org {difference['org']}: {difference['what']}: {difference['difference']}")
         orphan_holds = result.get("orphan_holds", [])
@@ -45,8 +45,8 @@ def verify(context: click.Context, org: str | None, as_json: bool) -> None:
                 f"org {hold['org']}: orphan hold {hold['hold_id']} of workload {hold['workload']!r}: {hold['why']}; "
                 f"{hold['credits']} credits are set aside until {hold['expires_at']}"
             )
-        orphans = f", {len(orphan_holds)} orphan holds" if orphan_holds else ""
-        verdict = "ok" if result["ok"] else f"NOT OK, {len(result['differences'])} differences"
+        orphans = f", {counted(len(orphan_holds), 'orphan holds')}" if orphan_holds else ""
+        verdict = "ok" if result["ok"] else f"NOT OK, {counted(len(result['differences']), 'differences')}"
         click.echo(f"{verdict}: checked {counts}{orphans}")
     context.exit(0 if result["ok"] else 1)
 
@@ -84,9 +84,10 @@ def rates_check(context: click.Context, file: Path | None, as_json: bool) -> Non
     else:
         for cluster, plan in plans.items():
             table = plan.steps[0][1]
-            counts = f"{len(table.presets)} presets, {len(table.apps)} apps, {len(table.storage)} storage classes"
-            later = len(plan.steps) - 1
-            click.echo(f"{path}: cluster {cluster}: {counts}, {later} scheduled change{'' if later == 1 else 's'}")
+            parts = {"presets": table.presets, "apps": table.apps, "storage classes": table.storage}
+            counts = [counted(len(names), what) for what, names in parts.items()]
+            counts.append(counted(len(plan.steps) - 1, "scheduled changes"))
+            click.echo(f"{path}: cluster {cluster}: {', '.join(counts)}")
         click.echo(f"{path}: ok")
     context.exit(1 if problems else 0)
 
