@@ -128,7 +128,8 @@ class KubernetesApi:
             if not asked.org and self._desk.settings.unknown_org == "allow":
                 return Decision(True, Code.OK, "")
             code = Code.UNPRICED if asked.org else Code.UNKNOWN_ORG
-            reason = f"Label {work.missing} is missing, so nobody could be charged. Set it, or ask an administrator."
+            why = "it is not known what this costs" if asked.org else "nobody could be charged"
+            reason = f"Label {work.missing} is missing, so {why}. Set it, or ask an administrator."
             refusal = Decision(False, code, reason)
             return await self._desk.refuse(asked, refusal, who=who, via="kubernetes", until=until)
         admitted, identity = self._desk.ledger.admitted, work.identity

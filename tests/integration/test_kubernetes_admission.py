@@ -372,9 +372,10 @@ async def test_a_pod_that_nobody_pays_for_is_refused_unless_unknown_orgs_are_let
     bare = {name: value for name, value in LABELS.items() if not name.endswith("/org")}
     async with webhook(client) as hook:
         response = await hook.ask(review(pod(bare)))
-        assert "platform.apolo.us/org is missing" in response["status"]["message"]
+        assert "platform.apolo.us/org is missing, so nobody could be charged." in response["status"]["message"]
         no_preset = {name: value for name, value in LABELS.items() if not name.endswith("/preset")}
-        assert "/preset is missing" in (await hook.ask(review(pod(no_preset))))["status"]["message"]
+        said = (await hook.ask(review(pod(no_preset))))["status"]["message"]
+        assert "/preset is missing, so it is not known what this costs. " in said
     await client.flushall()
     async with webhook(client, replace(SETTINGS, admission=AdmissionSettings(unknown_org="allow"))) as hook:
         assert (await hook.ask(review(pod(bare))))["allowed"]
