@@ -56,7 +56,7 @@ EXHAUSTION: Final = Metric(
     "credits_exhaustion_timestamp_seconds",
     "gauge",
     ("org",),
-    "When the org's credits run out at the present burn rate; absent while nothing burns.",
+    "When something that runs now can no longer be paid for, at the present burn rate; absent while nothing burns.",
 )
 RATE: Final = Metric(
     "credits_rate",
