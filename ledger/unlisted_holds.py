@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any, Final, NamedTuple
@@ -78,6 +79,25 @@ class _Hold(msgspec.Struct):
 class _Facts(NamedTuple):
     at_us: int
     work: str
+
+
+@dataclass(slots=True)
+class _Look:
+    """What a look at an org's holds finds: those to be said to wait, those to be looked at again, those of no list
+    any more, and which of these are to be told so."""
+
+    at_us: int
+    life_us: int
+    was_over: AbstractSet[str]
+    stale: set[str] = field(default_factory=set)
+    young: set[str] = field(default_factory=set)
+    over: set[str] = field(default_factory=set)
+    told: set[str] = field(default_factory=set)
+
+    def note_over(self, hold: str, ends_us: int) -> None:
+        self.over.add(hold)
+        if hold not in self.was_over or ends_us > self.at_us + self.life_us:
+            self.told.add(hold)
 
 
 class _Seen(NamedTuple):
@@ -169,45 +189,45 @@ class UnlistedHolds:
         seen, opened = self._seen.get(org), self._open.get(org, set())
         if not found and not opened and seen is not None and not is_all and not seen.over:
             return  # nearly always
-        before = seen.over if seen is not None and not is_all else frozenset[str]()
-        pages = self._all(org) if is_all == "many" else _one_page(found)
-        settled_us = min(SETTLED_US, self._lives.plain_us // 2 or SETTLED_US)
-        at_most = min(listing.taken_us, self._clock()) - settled_us
-        stale, young, over, told = set[str](), set[str](), set[str](), set[str]()
-        is_news = False
-        async for page in pages:
-            ends = dict.fromkeys(opened, _LATE_US) | page
-            facts = await self._read(org, [hold for hold in ends if hold not in listing.holds], others)
-            for hold, ends_us in ends.items():
-                if hold not in listing.holds:
-                    fact = facts.get(hold)
-                    if fact is None:  # it has ended, or is of other work
-                        is_news = is_news or hold in opened
-                        continue
-                    if fact.work not in listing.work:
-                        if fact.at_us > at_most:
-                            young.add(hold)
-                        else:
-                            over.add(hold)
-                            if hold not in before or ends_us > at_us + life_us:
-                                told.add(hold)
-                        continue
-                    self._note_listed(fact.work, org, hold)
-                if self._lives.is_stale(ends_us - at_us, life_us):
-                    stale.add(hold)
+        was_over = seen.over if seen is not None and seen.token == token else frozenset[str]()
+        look, is_news = _Look(at_us, life_us, was_over), False
+        async for page in self._all(org) if is_all == "many" else _one_page(found):
+            gone = await self._sort(org, dict.fromkeys(opened, _LATE_US) | page, listing, look, others)
+            is_news = is_news or not opened.isdisjoint(gone)
             opened = set()
-        if stale and self._lives.plain_us:
-            await self._keep(org, stale)
-        if told or is_news:
+        if look.stale and self._lives.plain_us:
+            await self._keep(org, look.stale)
+        if look.told or is_news:
             token = secrets.token_hex(8)
-            for part in parts(list(told), SCRIPT_BATCH) if told else ([],):
+            for part in parts(list(look.told), SCRIPT_BATCH) if look.told else ([],):
                 names = [*common_keys(keys.of_org(org)), self._token_key(org)]
                 await self._unlisted(names, [self._given(), str(life_us), token, *part])
-        if young:
-            self._open[org] = young
+        if look.young:
+            self._open[org] = look.young
         else:
             self._open.pop(org, None)
-        self._seen[org] = _Seen(at_us, token, over)
+        self._seen[org] = _Seen(at_us, token, look.over)
+
+    async def _sort(self, org: str, ends: dict[str, int], listing: Listing, look: _Look, others: set[str]) -> list[str]:
+        """What is to be done with which hold, by when each ends. Returns those that are over, or of other work."""
+        settled_us = min(SETTLED_US, self._lives.plain_us // 2 or SETTLED_US)
+        at_most = min(listing.taken_us, self._clock()) - settled_us
+        facts = await self._read(org, [hold for hold in ends if hold not in listing.holds], others)
+        gone = []
+        for hold, ends_us in ends.items():
+            fact = facts.get(hold)
+            if fact is None and hold not in listing.holds:
+                gone.append(hold)
+            elif fact is None or fact.work in listing.work:
+                if fact is not None:
+                    self._note_listed(fact.work, org, hold)
+                if self._lives.is_stale(ends_us - look.at_us, look.life_us):
+                    look.stale.add(hold)
+            elif fact.at_us > at_most:
+                look.young.add(hold)
+            else:
+                look.note_over(hold, ends_us)
+        return gone
 
     async def _all(self, org: str) -> AsyncIterator[dict[str, int]]:
         """hold -> when it ends (us), some at a time; one that is there all the while at least once."""
