@@ -47,9 +47,11 @@ class WaitingHolds:
         if not self._window_us:
             return
         now, marks, known = self._clock(), set[_Mark](holds).union(work), self._due
-        for mark in known.keys() - marks:
-            del known[mark]
-        due = [mark for mark in marks if known.get(mark, 0) <= now]
+        new = marks.difference(known)
+        if len(known) + len(new) > len(marks):
+            for mark in [mark for mark in known if mark not in marks]:
+                del known[mark]
+        due = [*new, *(mark for mark, at in known.items() if at <= now)]
         named = [mark for mark in due if isinstance(mark, str)]
         names = list(orgs) if any(hold.startswith("::") for hold in named) else []
         by_org: dict[str, dict[str, _Mark]] = defaultdict(dict)  # hold -> what it is remembered by
