@@ -45,7 +45,7 @@ class OrgHooks:
         self._session: aiohttp.ClientSession | None = None
 
     async def send(self, hook: Hook, event: bytes) -> str:
-        """"" where it was taken, else what is wrong."""
+        """What is wrong, "" where it was taken."""
         if problem := hook_problem(hook.url, self._allow_private):
             return problem
         if self._session is None:
