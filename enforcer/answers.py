@@ -45,7 +45,8 @@ class Answer(web.StreamResponse):
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
         transport.write(b"%b%d%b%b" % (before, len(body), after, body))
-        await asked.writer.drain()  # waits for clients that take their answers slower than they ask
+        if transport.get_write_buffer_size():  # a client that takes its answers slower than it asks is waited for
+            await asked.writer.drain()
 
 
 @lru_cache(maxsize=16)

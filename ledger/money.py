@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal, localcontext
-from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -98,10 +97,12 @@ def format_decimal(value: int, digits: int) -> str:
     return f"{sign}{whole}.{str(part).zfill(digits).rstrip('0')}" if part else f"{sign}{whole}"
 
 
-@lru_cache(maxsize=4096)  # an answer says the same amount several times, and many answers the same
 def format_micro(micro: int) -> str:
     """Micro-credits as a decimal string of credits: 1234567 -> '1.234567', 500000 -> '0.5'."""
-    return format_decimal(micro, 6)
+    if micro < 0:
+        return f"-{format_micro(-micro)}"
+    digits = str(micro).zfill(7)
+    return f"{digits[:-6]}.{digits[-6:]}".rstrip("0").rstrip(".")
 
 
 def format_rate(nano: int) -> str:

@@ -7,7 +7,6 @@ of a script that takes many requests at once share even the call.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
@@ -85,6 +84,8 @@ class Pipelined:
         self._flying = 0
         self._is_due = False
         self._idle: list[Any] = []  # connections that are kept; the pool closes them with the client
+        self.answered_at = 0.0
+        """When the server last answered anybody, on the loop's clock."""
 
     def call(self, script: Script, names: Sequence[str], arguments: Sequence[Any]) -> Coroutine[Any, Any, Any]:
         """The script's answer. Sent again after a lost connection, so the script has to be safe to repeat.
@@ -144,7 +145,9 @@ class Pipelined:
         if not commands:
             return
         repeated: list[_Command] = []
-        for command, answer in zip(commands, await self._exchange(commands), strict=True):
+        answers = await self._exchange(commands)
+        self.answered_at = asyncio.get_running_loop().time()
+        for command, answer in zip(commands, answers, strict=True):
             if isinstance(answer, NoScriptError):
                 repeated.append(_Command(command.calls, in_full=True))
             elif isinstance(answer, ResponseError) and len(command.calls) > 1:
@@ -164,21 +167,23 @@ class Pipelined:
         # Redis' own pipeline, packing and pool cost several times as much a command as the connection under them.
         pool: Any = self._client.connection_pool
         connection = self._idle.pop() if self._idle else await pool.get_connection()
+        limit, connection.socket_timeout = connection.socket_timeout, None  # there is one for all of it: see _carry
         try:
             packed = b"".join([pack_command(command.words()) for command in commands])
             await connection.send_packed_command(packed, False)
             answers: list[Any] = []
             for _ in commands:
                 try:
-                    # One time limit for all of them: see _carry.
-                    answers.append(await connection.read_response(timeout=math.inf))
+                    answers.append(await connection.read_response())
                 except ResponseError as error:
                     answers.append(error)
         except BaseException:
             # What is left unread would be taken for the answers of the next one.
             await connection.disconnect(nowait=True)
+            connection.socket_timeout = limit
             await pool.release(connection)
             raise
+        connection.socket_timeout = limit
         self._idle.append(connection)
         return answers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from ledger.budgets import Budget
@@ -133,14 +134,14 @@ def shadowed(refusal: str) -> str:
 
 def admitted(required_micro: int, org: str, left_micro: int | None, count: int = 1) -> str:
     """It may start; `left_micro` is None where nothing is set aside: a question only."""
-    what = f"{count} units" if count > 1 else "This"
     if required_micro == 0:
-        return f"{what} cost{'' if count > 1 else 's'} nothing."
+        return f"{count} units cost nothing." if count > 1 else "This costs nothing."
     if left_micro is None:
         return f"This may start; {credits_text(required_micro)} would be set aside."
     return f"{set_aside(required_micro)}; org {org} then has {credits_text(left_micro)} left."
 
 
+@lru_cache(maxsize=1024)  # much work needs the same
 def set_aside(required_micro: int) -> str:
     """Without a full stop."""
     return f"{credits_text(required_micro)} {'is' if required_micro == MICRO else 'are'} set aside to start"

@@ -21,7 +21,7 @@ from enforcer.problems import Problem
 from ledger.admission import AdmissionRequest
 from ledger.admission_request import COUNT_MAX, RUNTIME_SECONDS_MAX
 from ledger.admission_shapes import decision_shape, quote_shape
-from ledger.hold_ids import HOLD_ID_MAX, org_of_hold
+from ledger.hold_ids import HOLD_ID_MAX, new_hold_id, org_of_hold
 
 
 class AdmissionBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -66,6 +66,7 @@ class AdmissionBody(msgspec.Struct, forbid_unknown_fields=True):
             max_runtime_us=None if seconds is None else seconds * 1_000_000,
             count=self.count,
             dry_run=self.dry_run,
+            hold_id=new_hold_id(org),
         )
 
 
