@@ -127,8 +127,9 @@ class Desk:
             return await answer
 
     def _missed(self, error: Exception, start: float) -> None:
-        """The ledger, asked at `start`, did not answer. What others took of the same time is not its fault."""
-        silent = _now() - start
+        """The ledger, asked at `start`, did not answer in time. What others took of it is not its fault, and one that
+        had to be asked again and again is there."""
+        silent = _now() - max(start, self.ledger.admissions.pipelined.answered_at)
         if not isinstance(error, TimeoutError) or silent >= self.settings.decision_seconds * _FAIR_PART:
             self.aftermath.lost()
 

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from config.settings import AdmissionSettings
+from enforcer.admission.desk import Desk
+from enforcer.metrics import EnforcerMetrics
 from ledger import keys
 from ledger.admission import AdmissionRequest, Terms
 from ledger.clock import format_time
@@ -19,6 +22,7 @@ from ledger.model import Code, RatePlan, RateTable
 from ledger.store import Ledger, open_ledger
 from ledger.verify import verify
 from tests.histories import MINUTE, T0
+from tests.integration.test_admission_batches import end_one_at_a_time
 
 pytestmark = pytest.mark.redis
 
@@ -147,6 +151,21 @@ async def test_work_whose_hold_is_over_gets_a_new_one(ledger: Ledger, clock: lis
     balance = await ledger.accounts.balance("acme")
     assert (balance.holds, balance.held_micro) == (2, 2 * CREDIT)
     assert (await verify(ledger))["ok"]
+
+
+async def test_a_refusal_that_takes_too_long_is_no_word_on_the_ledger(ledger: Ledger, clock: list[int]) -> None:
+    """It answers all the while, so what others ask is not decided without it."""
+    request = AdmissionRequest(cluster="c", org="acme", project="x", user="ann", preset="p")
+    end_one_at_a_time(ledger.scripts.admit)  # so that it takes far longer than a decision may
+    settings = AdmissionSettings(decision_seconds=1.0)
+    desk = Desk(ledger, settings, EnforcerMetrics("test"), ledger.clock, spool=None)
+    await desk.decide(replace(request, dry_run=True), who="t", via="t")  # rates are at hand
+    clock[0] += 15 * MINUTE
+    refused = await desk.decide(replace(request, count=MANY + 1), who="t", via="t")
+    assert refused.code is Code.LEDGER_UNAVAILABLE
+    assert not desk.aftermath.is_away
+    assert (await desk.decide(request, who="t", via="t")).code is Code.OK
+    await desk.aftermath.stop()
 
 
 async def test_a_balance_and_a_transfer_wait_for_the_rest(ledger: Ledger, clock: list[int]) -> None:
