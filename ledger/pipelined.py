@@ -21,6 +21,7 @@ from ledger.lua import Script
 
 BATCH_MAX = 256
 """Calls that share a pipeline at most, so that no one waits for too many others. Scripts that take many rely on it."""
+_BATCH_MIN = 8
 FLIGHTS_MAX = 1
 """Pipelines under way at once. With more, each would carry less, and what a pipeline costs by itself weighs more."""
 FLIGHT_SECONDS = 5.0
@@ -122,9 +123,14 @@ class Pipelined:
         """One pipeline after the other, as long as there are calls."""
         self._is_due = False
         try:
+            landed = 0
             while self._waiting:
-                calls, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+                size = _share(landed, len(self._waiting))
+                calls, self._waiting = self._waiting[:size], self._waiting[size:]
                 await self._carry([call for call in calls if not call.answer.done()])
+                landed = len(calls)
+                # A turn of the loop for what was read meanwhile to call, too: fewer pipelines, that carry more each.
+                await asyncio.sleep(0)
         finally:
             self._flying -= 1
 
@@ -186,6 +192,12 @@ class Pipelined:
         connection.socket_timeout = limit
         self._idle.append(connection)
         return answers
+
+
+def _share(landed: int, waiting: int) -> int:
+    """How many of those that wait a pipeline carries, after one that carried `landed`: half of both. Were it all, then
+    soon everybody would be under way at the same time, and the server and this process idle by turns."""
+    return min(BATCH_MAX, max(_BATCH_MIN, (landed + waiting + 1) // 2))
 
 
 def _future() -> asyncio.Future[Any]:

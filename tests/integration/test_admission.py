@@ -125,8 +125,8 @@ async def test_of_many_at_once_exactly_as_many_pass_as_can_be_paid(
         user = "ann" if tier == "user" else None
         await ledger.budgets.put("acme", "vision", user, room, who="test", period="total")
     second = Ledger(client, T0, Now())  # another process' view
-    asked = [chance.choice((ledger, second)).admissions.admit(job(count=count)) for _ in range(fits * 2 + 5)]
-    decisions = await asyncio.gather(*asked)
+    chosen = [chance.choice((ledger, second)) for _ in range(fits * 2 + 5)]
+    decisions = await asyncio.gather(*(each.admissions.admit(job(count=count)) for each in chosen))
     assert sum(decision.allowed for decision in decisions) == fits
     assert {d.tier for d in decisions if not d.allowed} == {tier}
     assert len({d.hold_id for d in decisions if d.allowed}) == fits
