@@ -160,7 +160,9 @@ async def _lived(
     anything: Any = client
     for org in map(keys.of_org, ORGS):
         found.append(await anything.zrange(org.hold_expiry, 0, -1, withscores=True))
-        found.extend([await anything.hgetall(name) for name in (org.holds, org.hold_of, org.held)])
+        found.extend([await anything.hgetall(name) for name in (org.holds, org.hold_of)])
+        sums = await anything.hgetall(org.held)
+        found.append({tier: micro for tier, micro in sums.items() if micro != b"0"})  # as if it were not there
     return decisions, found
 
 
