@@ -197,7 +197,7 @@ class Pipelined:
 def _share(landed: int, waiting: int) -> int:
     """How many of those that wait a pipeline carries, after one that carried `landed`: half of both. Were it all, then
     soon everybody would be under way at the same time, and the server and this process idle by turns."""
-    return min(BATCH_MAX, max(_BATCH_MIN, (landed + waiting + 1) // 2))
+    return min(BATCH_MAX, max(_BATCH_MIN, (landed + waiting + 1) // 2) if landed else waiting)
 
 
 def _future() -> asyncio.Future[Any]:
