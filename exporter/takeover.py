@@ -176,19 +176,20 @@ class _Search:
     async def _charged_as_other(self, org: str, renamed: list[Observation]) -> dict[RunKey, int | None]:
         """Up to when what is new was charged under another id, 0: never; None: it is still, so it is to wait.
 
-        Under the id of another project's work it was not.
+        Under the id of another project's work, or of work that this source lists itself, it was not.
         """
         if not renamed:
             return {}
         cluster = self._meter.cluster
         state = await self._books.have(org)
         former = {(one.kind, one.was or "") for one in renamed}
-        runs = [of_source[key] for of_source in state.latest.values() for key in former if key in of_source]
+        latest = [of_source for source, of_source in state.latest.items() if source != self._meter.source]
+        runs = [of_source[key] for of_source in latest for key in former if key in of_source]
         if over := former - {(run.kind, run.id) for run in runs if run.state == OPEN}:
             runs += await self._charging.find_ended_by_id(org, cluster, over)
         until: dict[tuple[str, str, str], int] = {}
         for run in runs:
-            if run.cluster == cluster:
+            if run.cluster == cluster and run.source != self._meter.source:
                 key = run.kind, run.id, (await self._books.row(org, run.row)).project
                 us = NEVER if run.state == OPEN else min(run.until_us, run.ended_us or NEVER)
                 until[key] = max(us, until.get(key, 0))

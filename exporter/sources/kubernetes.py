@@ -70,7 +70,7 @@ class KubernetesSource:
         self._claims = Claims(reader, self._namespaces, settings.skip_namespaces)
         self._client = KubernetesClient(settings)
         self._jobs = None if beside is None else PlatformJobs(beside)
-        self._asking: asyncio.Task[dict[str, bool]] | None = None
+        self._asking: asyncio.Task[dict[str, bool | None]] | None = None
         self._usage: UsageReader | None = None
         if settings.storage is not None:
             self._usage = UsageReader(

@@ -41,10 +41,10 @@ class Pods(Objects):
             Claimant(uid, found.job or "", found.namespace, found.created_us) for uid, found in self._claimants.items()
         ]
 
-    def decide(self, uid: str, is_of_job: bool, now_us: int, since_us: int | None = None) -> None:
-        """A claimant, if it still is one, is of its job, or is charged as a pod of its own.
+    def decide(self, uid: str, is_of_job: bool | None, now_us: int, since_us: int | None = None) -> None:
+        """A claimant, if it still is one, is of its job, or is charged as a pod of its own. None: there is no such job.
 
-        One that is older than `since_us`, up to when the ledger is charged, may have been of its job then.
+        There may have been, of one that is older than `since_us`, up to when the ledger is charged (None: it is not).
         """
         found = self._claimants.pop(uid, None)
         if found is None:
@@ -52,9 +52,9 @@ class Pods(Objects):
         is_gone = uid in self._gone
         self._gone.discard(uid)
         if not is_gone:
-            self._of_jobs[uid] = is_of_job
+            self._of_jobs[uid] = bool(is_of_job)
         if not is_of_job:
-            if since_us is not None and found.created_us < since_us:
+            if is_of_job is None and (since_us is None or found.created_us < since_us):
                 found.observation = msgspec.structs.replace(found.observation, was=found.job)
             self._called[uid] = f"{found.namespace}/{found.job}"
             self._take(uid, found, now_us)

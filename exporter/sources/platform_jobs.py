@@ -62,10 +62,11 @@ class PlatformJobs:
         """Close the connections."""
         await self._client.close()
 
-    async def tell(self, claimants: Iterable[Claimant]) -> dict[str, bool]:
-        """UID -> whether the pod is of the job, for as many as can be told now. Nothing is raised."""
+    async def tell(self, claimants: Iterable[Claimant]) -> dict[str, bool | None]:
+        """UID -> whether the pod is of the job, None: there is no such job (any more). For as many as can be told now;
+        nothing is raised."""
         left = {claimant.uid: claimant for claimant in claimants}
-        told: dict[str, bool] = {}
+        told: dict[str, bool | None] = {}
         try:
             if len(left) > ASKED_MAX:
                 active = await self._active({claimant.job for claimant in left.values()})
@@ -89,11 +90,11 @@ class PlatformJobs:
                 found[job.id] = job
         return found
 
-    async def _one(self, claimant: Claimant) -> bool:
+    async def _one(self, claimant: Claimant) -> bool | None:
         try:
             job = _job.decode(await self._client.get(self._client.url / "jobs" / claimant.job))
         except NotFound:
-            return False
+            return None
         except BadToken:
             raise
         except (NotAllowed, *BROKEN):

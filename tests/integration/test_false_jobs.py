@@ -130,6 +130,48 @@ async def test_a_pod_that_outlives_its_jobs_record_is_charged_from_where_the_job
         assert (await verify(ledger))["ok"]
 
 
+@pytest.mark.parametrize("called_as", ["job", "pod"])
+async def test_a_pod_that_is_called_like_running_work_does_not_wait_for_its_end(
+    valkey_url: str, called_as: str
+) -> None:
+    """Found late: it may have been of a job by then, but of none that the platform has, and of no pod."""
+    platform, cluster, time = ApoloApi(), KubeApi(now_us=T0), Time()
+    job = platform.add_job(("running", T0), org="acme", project="ml", preset="gpu")
+    uid = "5f0c7c0a-0000-4000-8000-000000000001"
+    own = pod_body("own", "ns-own", T0, apolo_labels(org="acme", preset="gpu") | {"platform.apolo.us/project": "ml"})
+    own["metadata"]["uid"] = uid
+    own["status"] = {"phase": "Running", "containerStatuses": [container_status(running(T0))]}
+    await cluster.put("pods", own)
+    async with ledger_of(valkey_url, time) as ledger, platform.serve() as one, cluster.serve() as two:
+        apolo = ApoloSettings(name="a", url=one, token=Secret(token_of("meter")), disks=False)
+        kubernetes = KubernetesSettings(name="k", url=two, volumes=False)
+        for hours in (1, 2, 3):
+            time.us = cluster.now_us = T0 + hours * HOUR
+            if hours == 2:
+                copy = job_pod(job.id if called_as == "job" else uid, "ns-other", "acme")
+                copy["metadata"]["labels"]["platform.apolo.us/project"] = "ml"
+                await cluster.put("pods", copy)
+            await _round_of_each(ledger, time, apolo, kubernetes)
+        assert (await _by_org(ledger, time.us))["acme"] == 3 * micro(RATES["gpu"], 3 * HOUR)
+        assert (await verify(ledger))["ok"]
+
+
+async def test_a_pod_that_outlives_its_jobs_record_before_pods_were_ever_charged(valkey_url: str) -> None:
+    platform, cluster, time = ApoloApi(), KubeApi(now_us=T0), Time()
+    job = platform.add_job(("running", T0), org="acme", project="ml", preset="gpu")
+    await cluster.put("pods", job_pod(job.id, job.body()["namespace"], "acme"))
+    async with ledger_of(valkey_url, time) as ledger, platform.serve() as one, cluster.serve() as two:
+        apolo = ApoloSettings(name="a", url=one, token=Secret(token_of("meter")), disks=False)
+        kubernetes = KubernetesSettings(name="k", url=two, volumes=False)
+        for hours, order in ((1, "apolo"), (2, "apolo"), (3, "apolo, kubernetes"), (4, "apolo, kubernetes")):
+            time.us = cluster.now_us = T0 + hours * HOUR
+            if hours == 3:
+                platform.jobs.clear()
+            await _round_of_each(ledger, time, apolo, kubernetes, order)
+        gpu = RATES["gpu"]
+        assert (await _by_org(ledger, time.us))["acme"] == micro(gpu, 2 * HOUR) + micro(gpu, 2 * HOUR)
+
+
 @pytest.mark.parametrize("fault", [Fault("/jobs/", silent=True), Fault("/jobs/", status=401)], ids=["silent", "401"])
 async def test_while_the_platform_does_not_answer_such_pods_wait_and_nothing_else_does(
     valkey_url: str, fault: Fault
