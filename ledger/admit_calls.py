@@ -98,7 +98,10 @@ class AdmitCalls:
         owner = f"{request.cluster}{keys.US}{request.owner}" if request.owner else ""
         expires = now + (max(terms.hold_us, LISTED_US) if request.source else terms.hold_us)
         # More than can be counted is more than anyone has; the script sees that it is.
-        amount, units = min(amount_micro, MICRO_MAX + 1), min(request.count or 0, MICRO_MAX)
+        amount = amount_micro if amount_micro <= MICRO_MAX else MICRO_MAX + 1
+        units = request.count or 0
+        if units > MICRO_MAX:
+            units = MICRO_MAX
         # Amounts, units and the expiry are strings, as Lua would make them inexact when it writes the record.
         record = (
             f'{{"amount":"{amount}","left":"{units or 1}","expires_us":"{expires}","at":"{format_time(now)}",'
