@@ -198,8 +198,8 @@ class UnlistedHolds:
         if look.stale and self._lives.plain_us:
             await self._keep(org, look.stale)
         if look.told or is_news:
-            token = secrets.token_hex(8)
             for part in parts(list(look.told), SCRIPT_BATCH) if look.told else ([],):
+                token = secrets.token_hex(8)  # of each: the ledger may have lost the last ones only
                 names = [*common_keys(keys.of_org(org)), self._token_key(org)]
                 await self._unlisted(names, [self._given(), str(life_us), token, *part])
         if look.young:

@@ -37,6 +37,7 @@ class WaitingHolds:
         self._cluster = cluster
         self._due: dict[_Mark, int] = {}
         """When a hold is to be moved on again; when what had none is looked for again."""
+        self._kept_us = 0
         self._unlisted = UnlistedHolds(client, self._lives, self._clock, self._given, (cluster, source), self._keep)
 
     async def keep(self, holds: Iterable[str], orgs: Iterable[str], work: Iterable[tuple[str, str]] = ()) -> None:
@@ -47,6 +48,9 @@ class WaitingHolds:
         if not self._window_us:
             return
         now, marks, known = self._clock(), set[_Mark](holds).union(work), self._due
+        if now < self._kept_us:
+            known.clear()  # the clock went back, that of the server may not have
+        self._kept_us = now
         new = marks.difference(known)
         if len(known) + len(new) > len(marks):
             for mark in [mark for mark in known if mark not in marks]:

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from ledger import keys
 from ledger.admission import AdmissionRequest
 from ledger.connect import Client, connect
+from ledger.lua import Script
 from ledger.model import RatePlan, RateTable
 from ledger.store import Ledger, open_ledger
+from ledger.unlisted_holds import SCRIPT_BATCH
 from ledger.waiting_holds import Listing, WaitingHolds
 from tests.integration.test_backends import cluster_url
 
@@ -215,6 +217,52 @@ async def test_an_end_by_another_exporter_that_the_ledger_lost(site: Site) -> No
     await site.lose(tail)
     await site.rounds(stays, SOON)
     assert await site.held() == set()
+
+
+async def test_ends_of_which_the_ledger_lost_the_last_ones(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More were said than one call takes; the server came back with what the first one wrote."""
+    exporter = site.exporter()
+    names, record = keys.of_org("acme"), await site.client.hget(keys.of_org("acme").holds, await site.submit())
+    made = {f"acme.{number}": record for number in range(SCRIPT_BATCH + 1)}
+    await site.client.hset(names.holds, mapping=made)
+    await site.client.zadd(names.hold_expiry, dict.fromkeys(made, (site.clock[0] + 24 * 60 * MINUTE) // 1000))
+    await site.client.hincrby(names.held, "", len(made) * CREDIT)
+    site.waits |= dict.fromkeys(made, ("acme", None))
+    await site.rounds(exporter, 2 * MINUTE)
+    tails = []
+    call = Script.__call__
+
+    async def noting(self: Script, *arguments: Any) -> Any:
+        answer = await call(self, *arguments)
+        if self.name == "unlisted":
+            tails.append(await site.tail())
+        return answer
+
+    monkeypatch.setattr(Script, "__call__", noting)
+    site.waits.clear()
+    await site.rounds(exporter, ROUND)
+    await site.lose(tails[0])
+    await site.rounds(exporter, SOON)
+    assert await site.held() == set()
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+async def test_what_waits_is_kept_by_one_whose_clock_went_back(site: Site, by_id: bool) -> None:
+    """Of a source that does not list all that waits, so nobody looks when holds end."""
+    wall = [T0]
+    exporter = WaitingHolds(site.client, 15 * MINUTE, lambda: site.clock[0], "c", "")
+    exporter._clock = lambda: wall[0]  # the ledger's server has another
+    work = "job" if by_id else None
+    request = AdmissionRequest(cluster="c", org="acme", preset="p", workload_id=work)
+    hold = (await site.ledger.admissions.admit(request)).hold_id
+    assert hold is not None
+    for number in range(120):
+        if number == 10:
+            wall[0] -= 60 * MINUTE
+        await exporter.keep([] if by_id else [hold], site.orgs, [("acme", "job")] if by_id else [])
+        assert await site.held() == {hold}
+        wall[0] += ROUND
+        site.clock[0] += ROUND
 
 
 @pytest.mark.parametrize("by_id", [False, True])
