@@ -178,7 +178,7 @@ class Desk:
     def unheard(self, request: AdmissionRequest, decision: Decision) -> None:
         """Who asked has gone, and took that for a no: a hold that nobody finds again ends at once."""
         is_named = request.workload_id or request.replaces
-        if decision.code is Code.OK and decision.hold_id and not is_named and not decision.replayed:
+        if decision.code is Code.OK and decision.hold_id and not is_named:
             self.aftermath.release(request.org, decision.hold_id)
 
     async def _by_own_mode(self, org: str, refusal: Decision, until: float | None) -> Decision:
@@ -221,6 +221,10 @@ class Desk:
             if decision is None:
                 again = admissions.admit(request, self.terms, answered_late, asked)
                 decision = await self._within(self._end(start, until), again)
+        except asyncio.CancelledError:
+            if not request.dry_run:  # nobody hears the answer, which may have come by now
+                self.aftermath.release(request.org, request.hold_id, may_come=True)
+            raise
         except (LedgerUnavailable, TimeoutError) as error:
             self._missed(error, start)
             return await self._without_ledger(request, who, via, self._end(start, until), was_asked=True)

@@ -104,7 +104,7 @@ async def a_desk(client: Client, spool: Path | None, **admission: Any) -> AsyncI
     ledger = Ledger(client, 0)
     await ledger.rates.publish(RatePlan("c", ((0, RateTable({"small": 4_000_000_000})),)))
     await ledger.admissions.prepare("c")
-    settings = AdmissionSettings(on_ledger_down="allow", allow_cap_micro=3 * CREDIT, **admission)
+    settings = AdmissionSettings(**{"on_ledger_down": "allow", "allow_cap_micro": 3 * CREDIT, **admission})
     desk = Desk(ledger, settings, EnforcerMetrics("test"), ledger.clock, spool=spool)
     try:
         yield desk
