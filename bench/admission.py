@@ -26,7 +26,7 @@ from typing import Any
 
 from aiohttp import web
 
-ROUNDS = 15
+ROUNDS = 60
 JOB = {"cluster": "c", "org": "acme", "project": "vision", "user": "ann", "kind": "job", "preset": "small"}
 SPREAD = [{**JOB, "org": f"org-{number % 8}", "user": f"user-{number}"} for number in range(16)]
 """Jobs of several orgs, each under three budgets."""
@@ -235,7 +235,7 @@ def _cpu_seconds(pid: int | None) -> float:
 
 
 def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 0.25
     connections = int(sys.argv[2]) if len(sys.argv) > 2 else 32
     print(json.dumps(measure(seconds, connections), indent=2))
 
