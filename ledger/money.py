@@ -34,7 +34,7 @@ def parse_decimal(given: str | Decimal, digits: int, what: str = "amount") -> in
     """As an integer of 10**-digits units, refusing what would have to be rounded.
 
     Text is digits with a point before a fraction, nothing else: no `1e3`, `1_000`, `+1` or `.5`. A `Decimal` is for
-    numbers of JSON and YAML, which may be written in any way that those have.
+    numbers of JSON, which may be written in any way that it has.
 
     Raises: AmountError with a sentence that names the value and what is expected.
     """
