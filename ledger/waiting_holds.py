@@ -20,7 +20,10 @@ _Mark = str | tuple[str, str]
 
 
 class WaitingHolds:
-    """Moves the expiry of holds. Remembers how far only to write seldom: twice in a hold's life, not in every round."""
+    """Moves the expiry of holds. Remembers how far only to write seldom: thrice in a hold's life, not in every round.
+
+    So a hold is moved on in time also where the ledger lost that it was, the last time.
+    """
 
     def __init__(
         self, client: Client, window_us: int, clock: Clock | None = None, cluster: str = "", source: str = ""
@@ -66,7 +69,7 @@ class WaitingHolds:
         await self._look_up([mark for mark in due if not isinstance(mark, str)], by_org, now)
         for org, mine in by_org.items():
             for hold, kind in (await self._keep(org, mine)).items():
-                known[mine[hold]] = now + (self._lives.moved_us if kind == b"listed" else self._window_us // 2)
+                known[mine[hold]] = now + (self._lives.moved_us if kind == b"listed" else self._window_us // 3)
 
     async def end_unlisted(self, orgs: Iterable[str], listing: Listing, life_us: int) -> None:
         """Holds of this source's work that is not in the list end `life_us` from now at the latest.

@@ -265,6 +265,24 @@ async def test_what_waits_is_kept_by_one_whose_clock_went_back(site: Site, by_id
         site.clock[0] += ROUND
 
 
+async def test_what_waits_is_kept_where_the_ledger_lost_that_it_was(site: Site) -> None:
+    """Of a source that does not list all that waits, so nobody looks when holds end."""
+    exporter = WaitingHolds(site.client, 15 * MINUTE, lambda: site.clock[0], "c", "")
+    hold = (await site.ledger.admissions.admit(AdmissionRequest(cluster="c", org="acme", preset="p"))).hold_id
+    assert hold is not None
+    expiry, moved = keys.of_org("acme").hold_expiry, 0
+    for _ in range(120):
+        tail, before = await site.tail(), await site.client.zscore(expiry, hold)
+        await exporter.keep([hold], site.orgs)
+        if await site.client.zscore(expiry, hold) != before:
+            moved += 1
+            if moved == 2:
+                await site.lose(tail)
+        site.clock[0] += ROUND
+        assert await site.held() == {hold}
+    assert moved < 7
+
+
 @pytest.mark.parametrize("by_id", [False, True])
 async def test_an_org_that_was_not_charged_is_looked_at_later(site: Site, by_id: bool) -> None:
     exporter = site.exporter()
