@@ -295,6 +295,9 @@ async def test_budgets_over_http(api: Api) -> None:
     assert await api.ledger.accounts.orgs() == ["acme"]
     status, problem = await api.call("DELETE", "/v1/orgs/acme/budgets/vision/ann?peroid=month", role="owner")
     assert (status, problem["detail"]) == (422, "'peroid' is no parameter of this; did you mean 'period'?")
+    # Nor does one at a place where it would be ignored set the budget of another period.
+    status, problem = await api.call("PUT", "/v1/orgs/acme/budgets/vision?period=week", asked, "owner")
+    assert (status, problem["detail"]) == (422, "'period' is no parameter of this; all is in the body")
     assert (await api.call("DELETE", "/v1/orgs/acme/budgets/vision/ann?period=month", role="owner"))[0] == 404
     assert (await api.call("DELETE", "/v1/orgs/acme/budgets/vision/ann?period=day", role="owner"))[0] == 204
     assert (await api.call("GET", "/v1/orgs/acme/budgets"))[1]["items"] == []
