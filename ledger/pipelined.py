@@ -22,6 +22,7 @@ from ledger.lua import Script
 BATCH_MAX = 256
 """Calls that share a pipeline at most, so that no one waits for too many others. Scripts that take many rely on it."""
 _BATCH_MIN = 8
+"""Where fewer wait, they all go: less is not worth a pipeline of its own."""
 FLIGHTS_MAX = 1
 """Pipelines under way at once. With more, each would carry less, and what a pipeline costs by itself weighs more."""
 FLIGHT_SECONDS = 5.0

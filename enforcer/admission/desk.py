@@ -213,11 +213,12 @@ class Desk:
                 self._deadlines.watch(asked.answer, start)
                 try:
                     await asked.answer
-                    decision = admissions.allowed(asked)
                 except TimeoutError:
                     raise
                 except Exception:
                     asked = None  # what can be helped by asking again is, below; what cannot is said there
+                else:
+                    decision = admissions.allowed(asked)
             if decision is None:
                 again = admissions.admit(request, self.terms, answered_late, asked)
                 decision = await self._within(self._end(start, until), again)
